@@ -1,0 +1,224 @@
+"""Which texts make a step, and how they are cut: the sampler, and the collate that pads per batch.
+
+Shapes: B texts of a micro-batch, L tokens of its longest.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, DistributedSampler
+
+from corpus import TokenisedSplit
+from schedule import StepPlan
+
+EVAL_TEXTS, EVAL_TOKENS = 128, 8192  # of one evaluation batch at most, padding included
+
+
+@dataclass(frozen=True)
+class Template:
+    """How a tokenizer dresses one text, and how long the whole may be."""
+
+    prefix: list[int]
+    suffix: list[int]
+    pad_id: (
+        int  # 1 for XLM-R, not 0: id 0 is <s>, and positions are derived from input_ids != pad_id
+    )
+    max_length: int  # tokens with prefix and suffix
+    truncation: str  # head, tail or head_tail
+
+    @property
+    def room(self) -> int:
+        """Tokens of the text itself that fit."""
+        return self.max_length - len(self.prefix) - len(self.suffix)
+
+    def lengths(self, split: TokenisedSplit) -> np.ndarray:
+        """Tokens of each text as the model sees it, (N,)."""
+        own = np.diff(split.offsets)
+        return np.minimum(own, self.room) + self.max_length - self.room
+
+    def dress(self, ids: np.ndarray) -> list[int]:
+        """The ids of one text, cut and dressed.
+
+        Humour often sits at the end: head_tail keeps the first quarter of the places and the last
+        three quarters.
+        """
+        if len(ids) > self.room:
+            head = {"head": self.room, "tail": 0, "head_tail": self.room // 4}[self.truncation]
+            ids = np.concatenate([ids[:head], ids[len(ids) - (self.room - head) :]])
+        return [*self.prefix, *ids.tolist(), *self.suffix]
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """One forward: the model's inputs, each (B, L), and labels (B,) int64.
+
+    A filler holds a text for a rank that has none in this step; its loss counts zero times.
+    """
+
+    inputs: dict[str, Tensor]
+    labels: Tensor
+    tokens: int  # real ones, without padding
+    is_filler: bool = False
+
+    def to(self, device: torch.device) -> "MicroBatch":
+        """The same on `device`, copied without waiting where memory is pinned."""
+        if device.type == "cpu":
+            return self
+        inputs = {name: t.to(device, non_blocking=True) for name, t in self.inputs.items()}
+        labels = self.labels.to(device, non_blocking=True)
+        return MicroBatch(inputs, labels, self.tokens, self.is_filler)
+
+    def pin_memory(self) -> "MicroBatch":
+        """For DataLoader: the same in page-locked memory."""
+        inputs = {name: t.pin_memory() for name, t in self.inputs.items()}
+        return MicroBatch(inputs, self.labels.pin_memory(), self.tokens, self.is_filler)
+
+
+class Texts(Dataset):
+    """A split by index; -1 - i is text i as a filler."""
+
+    def __init__(self, split: TokenisedSplit, template: Template):
+        self.split, self.template = split, template
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, index: int) -> tuple[list[int], int, bool]:
+        is_filler = index < 0
+        i = -1 - index if is_filler else index
+        start, end = self.split.offsets[i : i + 2]
+        ids = self.template.dress(self.split.ids[start:end])
+        return ids, int(self.split.labels[i]), is_filler
+
+
+@dataclass(frozen=True)
+class Collate:
+    """Pads texts to the longest of their batch, or to max_length (`padding` = max)."""
+
+    template: Template
+    padding: str = "batch"
+
+    def __call__(self, texts: Sequence[tuple[list[int], int, bool]]) -> MicroBatch:
+        lengths = [len(ids) for ids, _, _ in texts]
+        width = self.template.max_length if self.padding == "max" else max(lengths)
+        input_ids = np.full((len(texts), width), self.template.pad_id, dtype=np.int64)
+        attention_mask = np.zeros((len(texts), width), dtype=np.int64)
+        for row, (ids, _, _) in enumerate(texts):
+            input_ids[row, : len(ids)] = ids
+            attention_mask[row, : len(ids)] = 1
+        return MicroBatch(
+            inputs={
+                "input_ids": torch.from_numpy(input_ids),
+                "attention_mask": torch.from_numpy(attention_mask),
+            },
+            labels=torch.tensor([label for _, label, _ in texts]),
+            tokens=sum(lengths),
+            is_filler=texts[0][2],
+        )
+
+
+class StepSampler(DistributedSampler):
+    """The loader's batch sampler: yields this rank's index list of each micro-batch, step by step.
+
+    The order of an epoch is a permutation of all training texts, a pure function of (seed, epoch).
+    Its consecutive slices are the global batches, the last one of an epoch shorter: as sets the
+    same for any number of ranks and any accumulation. `DistributedSampler` as it comes deals single
+    texts round-robin and repeats some to even out the ranks; here no text is repeated.
+    """
+
+    def __init__(
+        self,
+        lengths: np.ndarray,
+        steps: StepPlan,
+        *,
+        rank: int,
+        seed: int,
+        micro_batch_tokens: int,
+        first_step: int = 0,
+    ):
+        """lengths (N,): tokens of each text, to balance the ranks and to cap a micro-batch."""
+        super().__init__(range(len(lengths)), steps.world_size, rank, shuffle=True, seed=seed)
+        self.lengths, self.steps = lengths, steps
+        self.micro_batch_tokens = micro_batch_tokens
+        self.first_step = first_step
+        self._order: tuple[int, np.ndarray] | None = None  # the epoch at hand and its permutation
+        self.counts: deque[int] = deque()  # micro-batches of each step handed out so far
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in range(self.first_step, self.steps.total_steps):
+            batches = self.micro_batches(step)
+            self.counts.append(len(batches))
+            yield from batches
+
+    def __len__(self) -> int:
+        return sum(
+            len(self.micro_batches(s)) for s in range(self.first_step, self.steps.total_steps)
+        )
+
+    def global_batch(self, step: int) -> np.ndarray:
+        """The texts of one step on all ranks, (n,) int64."""
+        epoch, place = divmod(step, self.steps.steps_per_epoch)
+        if self._order is None or self._order[0] != epoch:
+            permutation = np.random.default_rng((self.seed, epoch)).permutation(len(self.lengths))
+            self._order = (epoch, permutation)
+        size = self.steps.global_batch_size
+        return self._order[1][place * size : (place + 1) * size]
+
+    def cells(self, step: int) -> int:
+        """Tokens with padding of this rank's passes of one step."""
+        return sum(
+            len(texts) * int(self.lengths[texts].max())
+            for texts in self.micro_batches(step)
+            if texts[0] >= 0
+        )
+
+    def micro_batches(self, step: int) -> list[list[int]]:
+        """This rank's texts of one step, cut; a single filler where it has none."""
+        batch = self.global_batch(step)
+        mine = deal(batch, self.lengths, self.num_replicas)[self.rank]
+        if len(mine) == 0:
+            return [[-1 - int(batch[0])]]
+        return cut(mine, self.lengths, self.steps.micro_batch_size, self.micro_batch_tokens)
+
+
+def deal(batch: np.ndarray, lengths: np.ndarray, ranks: int) -> list[np.ndarray]:
+    """The texts of a global batch by rank: equal counts, to one, and nearly equal tokens.
+
+    Longest first, each to the rank with the fewest tokens that has a place left.
+    """
+    if ranks == 1:
+        return [batch]
+    places = [len(batch) // ranks + (r < len(batch) % ranks) for r in range(ranks)]
+    tokens, hands = [0] * ranks, [[] for _ in range(ranks)]
+    for i in batch[np.argsort(-lengths[batch], kind="stable")].tolist():
+        r = min((r for r in range(ranks) if len(hands[r]) < places[r]), key=lambda r: tokens[r])
+        hands[r].append(i)
+        tokens[r] += int(lengths[i])
+    return [np.array(hand, dtype=np.int64) for hand in hands]
+
+
+def cut(
+    texts: np.ndarray, lengths: np.ndarray, micro_batch_size: int, micro_batch_tokens: int
+) -> list[list[int]]:
+    """Micro-batches of similar lengths, longest first: at most so many texts and padded tokens.
+
+    A single text over the token cap is a micro-batch of its own.
+    """
+    batches: list[list[int]] = []
+    for i in texts[np.argsort(-lengths[texts], kind="stable")].tolist():
+        last = batches[-1] if batches else None
+        full = last is None or len(last) == micro_batch_size
+        if full or (len(last) + 1) * int(lengths[last[0]]) > micro_batch_tokens:
+            batches.append([i])
+        else:
+            last.append(i)
+    return batches
+
+
+def evaluation_batches(lengths: np.ndarray) -> list[list[int]]:
+    """All texts once, cut by length and token budget, whatever the number of ranks."""
+    return cut(np.arange(len(lengths)), lengths, EVAL_TEXTS, EVAL_TOKENS)

@@ -1,0 +1,206 @@
+"""Durable training state: complete or absent, verified by a manifest, never pickled."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from errors import CANNOT_WRITE, MISSING, Refusal
+
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps of each parameter
+
+
+def create_optimizer_state(optimizer: torch.optim.AdamW) -> None:
+    """Zero moments for every parameter, as AdamW's first step would make them."""
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            optimizer.state[p] = {
+                "step": torch.zeros((), dtype=torch.float32, device=p.device),
+                "exp_avg": torch.zeros_like(p, memory_format=torch.preserve_format),
+                "exp_avg_sq": torch.zeros_like(p, memory_format=torch.preserve_format),
+            }
+
+
+def optimizer_tensors(
+    model: nn.Module, optimizer: torch.optim.AdamW
+) -> Iterator[tuple[str, Tensor]]:
+    """Each tensor of AdamW's state with its name, in the model's order."""
+    for name, parameter in model.named_parameters():
+        for moment in MOMENTS:
+            if parameter in optimizer.state:
+                yield f"{moment}.{name}", optimizer.state[parameter][moment]
+
+
+def model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The model's state by name; a tensor that two modules share counts once."""
+    seen: set[int] = set()
+    tensors = {}
+    for name, tensor in model.state_dict().items():
+        if tensor.data_ptr() not in seen or tensor.numel() == 0:
+            tensors[name] = tensor
+        seen.add(tensor.data_ptr())
+    return tensors
+
+
+def save(
+    root: Path,
+    model: nn.Module,
+    optimizer: torch.optim.AdamW,
+    state: Mapping[str, object],
+) -> Path:
+    """Write `root/step-<state["step"]>`, whole or not at all; Refusal 73 if that cannot be done."""
+    folder = root / f"step-{state['step']:08d}"
+    temporary = root / f".{folder.name}.{os.getpid()}"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        save_file(_contiguous(model_tensors(model)), temporary / "model.safetensors")
+        moments = dict(optimizer_tensors(model, optimizer))
+        save_file(_contiguous(moments), temporary / "optimizer.safetensors")
+        (temporary / "state.json").write_text(json.dumps(state), encoding="utf-8")
+        seal(temporary)
+        if folder.exists():
+            shutil.rmtree(folder)
+        publish(temporary, folder)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise Refusal(CANNOT_WRITE, f"{folder}: cannot be written: {error.strerror}") from None
+    return folder
+
+
+def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+
+
+def seal(folder: Path) -> None:
+    """Add manifest.json with the size and sha256 of every file, all of them on disk afterwards."""
+    files = {}
+    for path in sorted(p for p in folder.iterdir() if p.is_file()):
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        files[path.name] = {"size": path.stat().st_size, "sha256": digest}
+    write_json(folder / "manifest.json", files)
+
+
+def publish(temporary: Path, folder: Path) -> None:
+    """Rename a finished folder to its final name, durably."""
+    _fsync_folder(temporary)
+    temporary.rename(folder)
+    _fsync_folder(folder.parent)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Replace a JSON file in one step, so that a reader sees the old or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1, ensure_ascii=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read_json(path: Path) -> dict | None:
+    """The object in a JSON file, or None if there is no such file or it holds something else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def fault(folder: Path) -> str | None:
+    """What is wrong with a sealed folder, or None: every byte is compared with the manifest."""
+    manifest = read_json(folder / "manifest.json")
+    if manifest is None:
+        return "no readable manifest.json"
+    for name, expected in manifest.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != expected["size"]:
+            return f"{name} has {path.stat().st_size} bytes instead of {expected['size']}"
+        with open(path, "rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != expected["sha256"]:
+                return f"{name} differs from its sha256"
+    return None
+
+
+def newest(root: Path) -> Path | None:
+    """The newest checkpoint that verifies, or None if there is no checkpoint at all.
+
+    Raises Refusal 66 if there are some and none is valid: never a silent start from nothing.
+    """
+    faults = []
+    for folder in reversed(listed(root)):
+        wrong = fault(folder)
+        if wrong is None:
+            return folder
+        faults.append(f"{folder.name}: {wrong}")
+    if faults:
+        raise Refusal(MISSING, f"{root}: no valid checkpoint ({'; '.join(faults)})")
+    return None
+
+
+def listed(root: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first."""
+    return sorted(p for p in root.glob("step-*") if p.is_dir())
+
+
+def prune(root: Path, keep: int, best: Path | None) -> None:
+    """Delete all but the newest `keep` checkpoints and the best one."""
+    for folder in listed(root)[:-keep]:
+        if folder != best:
+            shutil.rmtree(folder)
+
+
+def load_weights(folder: Path, model: nn.Module) -> None:
+    """The model's tensors of a checkpoint into `model`; every one of them and no other."""
+    loaded = load_file(folder / "model.safetensors")
+    own = model_tensors(model)
+    if loaded.keys() != own.keys():
+        odd = sorted(loaded.keys() ^ own.keys())[0]
+        raise Refusal(MISSING, f"{folder}: another model's checkpoint (tensor {odd})")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(loaded[name])
+
+
+def load(folder: Path, model: nn.Module, optimizer: torch.optim.AdamW) -> dict[str, object]:
+    """Model, optimizer state and the `state` given to `save`."""
+    load_weights(folder, model)
+    moments = load_file(folder / "optimizer.safetensors")
+    for name, tensor in optimizer_tensors(model, optimizer):
+        tensor.copy_(moments[name])
+    return json.loads((folder / "state.json").read_text(encoding="utf-8"))
+
+
+def export(model: nn.Module, tokenizer, folder: Path) -> None:
+    """A transformers folder, as `pipeline("text-classification", folder)` loads it; whole or absent."""
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        seal(temporary)
+        shutil.rmtree(folder, ignore_errors=True)
+        publish(temporary, folder)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise Refusal(CANNOT_WRITE, f"{folder}: cannot be written: {error.strerror}") from None
+
+
+def _fsync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

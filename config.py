@@ -1,0 +1,462 @@
+"""Configuration: frozen dataclasses, read from YAML and `section.key=value`, checked by name.
+
+Dataclass default < YAML < command line. Scalars are read as text and converted by the declared
+type, so `2e-5` is a number and `yes` as a label stays the word that was written.
+"""
+
+import dataclasses
+import difflib
+import json
+import re
+import types
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import yaml
+
+from errors import BAD_CONFIG, MISSING, Refusal, printable
+
+MAX_BYTES = 1 << 20  # a configuration of over 1 MiB is a mistake or an attack
+
+
+def key(default, *, low=None, high=None, above=None, choices=None, alters=True):
+    """A setting. low <= value <= high, value > above; `alters`: it can change the result of a run."""
+    check = {"low": low, "high": high, "above": above, "choices": choices, "alters": alters}
+    if isinstance(default, dict | list):
+        return field(default_factory=lambda: default, metadata=check)
+    return field(default=default, metadata=check)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where a run lives and how it repeats."""
+
+    name: str | None = key(None, alters=False)
+    dir: str = key("runs", alters=False)
+    seed: int = key(42, low=0, high=2**32 - 1)
+    deterministic: bool = key(True)
+    device: str = key("auto", choices=("auto", "cpu", "cuda"), alters=False)
+    resume: str = key("auto", choices=("auto", "never"), alters=False)
+    timeout_s: int = key(1800, low=1, alters=False)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which texts, and how they are read and cut."""
+
+    train: str = key("examples/train.csv", alters=False)  # the content counts, not the path
+    validation: str | None = key("examples/validation.csv", alters=False)
+    test: str | None = key("examples/test.csv", alters=False)
+    text_column: str = key("text")
+    label_column: str = key("label")
+    slice_columns: str | tuple[str, ...] = key("auto")
+    group_column: str | None = key(None)
+    positive_label: str = key("auto")
+    max_length: int = key(128, low=4, high=8192)
+    truncation: str = key("head_tail", choices=("head", "tail", "head_tail"))
+    limit: int | None = key(None, low=1)
+    bad_rows: str = key("stop", choices=("stop", "skip"))
+    leaks: str = key("drop", choices=("drop", "stop", "keep"))
+    cache_dir: str = key(".cache", alters=False)
+    workers: int = key(0, low=0, high=64, alters=False)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What is trained."""
+
+    name: str = key("FacebookAI/xlm-roberta-base", alters=False)  # the weights count, not the name
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One update and how many of them."""
+
+    epochs: float = key(5.0, above=0, high=10_000)
+    max_steps: int | None = key(None, low=1)
+    global_batch_size: int = key(32, low=1, high=1 << 20)
+    micro_batch_size: int | str = key("auto", low=1, choices=("auto",), alters=False)
+    micro_batch_tokens: int | str = key("auto", low=8, choices=("auto",), alters=False)
+    accumulation_steps: int | str = key("auto", low=1, choices=("auto",), alters=False)
+    precision: str = key("auto", choices=("auto", "fp32", "bf16"))
+    class_weights: str | dict[str, float] = key("balanced", choices=("balanced", "none"), above=0)
+    label_smoothing: float = key(0.0, low=0, high=0.9)
+    max_grad_norm: float | None = key(1.0, above=0)
+    max_nonfinite: int = key(10, low=0)
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW."""
+
+    lr: float = key(2e-5, above=0, high=1)
+    weight_decay: float = key(0.01, low=0, high=1)
+    layer_decay: float = key(1.0, above=0, high=1)
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """Linear warm-up, then half a cosine."""
+
+    warmup_ratio: float = key(0.1, low=0, high=1)
+    min_lr_ratio: float = key(0.0, low=0, high=1)
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """When the validation set is scored, and which score decides."""
+
+    every: int | str = key("epoch", low=1, choices=("epoch",))
+    metric: str = key("f1_macro")
+    patience: int | None = key(3, low=1)
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When the state is saved, and how many are kept."""
+
+    every: int | str = key("epoch", low=1, choices=("epoch",), alters=False)
+    keep: int | str = key(1, low=1, choices=("all",), alters=False)
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """How often the log gets a line."""
+
+    every: int = key(10, low=1, alters=False)
+    hardware_s: float = key(10.0, above=0, alters=False)
+
+
+@dataclass(frozen=True)
+class SpeedConfig:
+    """Savings that do not change what is computed."""
+
+    padding: str = key("batch", choices=("batch", "max"), alters=False)
+    active_vocabulary: bool = key(False, choices=(False,), alters=False)
+    first_position: bool = key(False, choices=(False,), alters=False)
+    gradient_checkpointing: bool = key(False, alters=False)
+    compile: bool = key(False, choices=(False,), alters=False)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every setting of a run, by section."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    speed: SpeedConfig = field(default_factory=SpeedConfig)
+
+
+# Settings as other trainers call them (transformers' TrainingArguments, Lightning, our own history).
+ELSEWHERE = {
+    "learning_rate": "optimizer.lr",
+    "num_train_epochs": "train.epochs",
+    "num_epochs": "train.epochs",
+    "max_epochs": "train.epochs",
+    "per_device_train_batch_size": "train.micro_batch_size",
+    "batch_size": "train.global_batch_size",
+    "train_batch_size": "train.global_batch_size",
+    "auto_find_batch_size": "train.micro_batch_size",
+    "gradient_accumulation_steps": "train.accumulation_steps",
+    "accumulate_grad_batches": "train.accumulation_steps",
+    "gradient_clip_val": "train.max_grad_norm",
+    "clip_grad_norm": "train.max_grad_norm",
+    "label_smoothing_factor": "train.label_smoothing",
+    "fp16": "train.precision",
+    "bf16": "train.precision",
+    "mixed_precision": "train.precision",
+    "class_weight": "train.class_weights",
+    "warmup_steps": "schedule.warmup_ratio",
+    "num_warmup_steps": "schedule.warmup_ratio",
+    "lr_scheduler_type": "schedule.min_lr_ratio",
+    "early_stopping_patience": "evaluation.patience",
+    "metric_for_best_model": "evaluation.metric",
+    "eval_steps": "evaluation.every",
+    "eval_strategy": "evaluation.every",
+    "evaluation_strategy": "evaluation.every",
+    "save_steps": "checkpoint.every",
+    "save_strategy": "checkpoint.every",
+    "save_total_limit": "checkpoint.keep",
+    "logging_steps": "log.every",
+    "output_dir": "run.dir",
+    "run_name": "run.name",
+    "resume_from_checkpoint": "run.resume",
+    "use_cpu": "run.device",
+    "no_cuda": "run.device",
+    "max_seq_length": "data.max_length",
+    "max_seq_len": "data.max_length",
+    "model_name_or_path": "model.name",
+    "model_name": "model.name",
+    "train_file": "data.train",
+    "validation_file": "data.validation",
+    "test_file": "data.test",
+    "text_column_name": "data.text_column",
+    "label_column_name": "data.label_column",
+    "dataloader_num_workers": "data.workers",
+    "torch_compile": "speed.compile",
+}
+
+
+def load(path: str | Path | None, overrides: Iterable[str] = ()) -> Config:
+    """The configuration from a YAML file (None: the defaults) with `section.key=value` on top.
+
+    Raises Refusal 66 for a missing file and 78 for whatever in it cannot be meant.
+    """
+    found: dict[str, tuple[yaml.Node, str]] = dict(_read_yaml(Path(path))) if path else {}
+    for override in overrides:
+        name, separator, value = override.partition("=")
+        if not separator:
+            raise Refusal(
+                BAD_CONFIG,
+                f"command line: expected section.key=value, found '{printable(override)}'",
+            )
+        found[name] = (_override_node(value), "command line")
+    values = {name: _convert(name, node, where) for name, (node, where) in found.items()}
+    return build(values)
+
+
+def build(values: Mapping[str, object]) -> Config:
+    """A Config from full keys to values of the declared types; what is not named has its default."""
+    sections = {}
+    for section in fields(Config):
+        given = {
+            f.name: values[f"{section.name}.{f.name}"]
+            for f in fields(section.type)
+            if f"{section.name}.{f.name}" in values
+        }
+        sections[section.name] = section.type(**given)
+    return Config(**sections)
+
+
+def replace(cfg: Config, **changes: object) -> Config:
+    """`cfg` with some settings changed, named `section__key` because a dot is no identifier."""
+    flat = flatten(cfg) | {name.replace("__", "."): value for name, value in changes.items()}
+    return build(flat)
+
+
+def flatten(cfg: Config) -> dict[str, object]:
+    """Full key to value, in the order of the dataclasses."""
+    return {
+        f"{section.name}.{f.name}": getattr(getattr(cfg, section.name), f.name)
+        for section in fields(Config)
+        for f in fields(section.type)
+    }
+
+
+def settings() -> dict[str, dataclasses.Field]:
+    """Full key to its dataclass field."""
+    return {f"{s.name}.{f.name}": f for s in fields(Config) for f in fields(s.type)}
+
+
+def altering(cfg: Config) -> dict[str, object]:
+    """The settings that can change the result, by full key; see `key`."""
+    known = settings()
+    return {name: v for name, v in flatten(cfg).items() if known[name].metadata["alters"]}
+
+
+def dump(cfg: Config) -> str:
+    """YAML that `load` reads back to an equal Config."""
+    return yaml.safe_dump(json.loads(json.dumps(dataclasses.asdict(cfg))), sort_keys=False)
+
+
+def _read_yaml(path: Path) -> Iterator[tuple[str, tuple[yaml.Node, str]]]:
+    """Full key -> (node, where it stands) of a YAML file of two levels."""
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        raise Refusal(MISSING, f"{printable(path)}: no such configuration file") from None
+    except OSError as error:
+        raise Refusal(MISSING, f"{printable(path)}: {error.strerror}") from None
+    if len(raw) > MAX_BYTES:
+        raise Refusal(BAD_CONFIG, f"{path}: {len(raw)} bytes; a configuration has at most 1 MiB")
+    root = _compose(raw, str(path))
+    if root is None:
+        return
+    seen: dict[str, int] = {}
+    for section, body in _pairs(root, str(path), "a section"):
+        names = [s.name for s in fields(Config)]
+        line = f"{path} line {section.start_mark.line + 1}"
+        if not isinstance(section, yaml.ScalarNode) or section.value not in names:
+            raise _unknown(getattr(section, "value", section.tag), line)
+        if isinstance(body, yaml.ScalarNode) and body.value == "":
+            continue
+        for name, value in _pairs(body, str(path), f"the keys of {section.value}"):
+            where = f"{path} line {name.start_mark.line + 1}"
+            if not isinstance(name, yaml.ScalarNode):
+                raise Refusal(BAD_CONFIG, f"{where}: a key must be a word")
+            full = f"{section.value}.{name.value}"
+            if full in seen:
+                raise Refusal(
+                    BAD_CONFIG, f"{where}: duplicate key {full}, first on line {seen[full]}"
+                )
+            seen[full] = name.start_mark.line + 1
+            yield full, (value, where)
+
+
+def _compose(raw: bytes, where: str) -> yaml.Node | None:
+    """The node tree of one YAML document without anchors, aliases or tags."""
+    try:
+        text = raw.decode("utf-8-sig")
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            if getattr(event, "anchor", None) or getattr(event, "tag", None):
+                line = event.start_mark.line + 1
+                raise Refusal(BAD_CONFIG, f"{where} line {line}: anchors and tags are not accepted")
+        return yaml.compose(text, Loader=yaml.SafeLoader)
+    except UnicodeDecodeError as error:
+        raise Refusal(BAD_CONFIG, f"{where}: not UTF-8 at byte {error.start}") from None
+    except RecursionError:
+        raise Refusal(BAD_CONFIG, f"{where}: nested too deeply") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or getattr(error, "reason", "not YAML")
+        raise Refusal(BAD_CONFIG, f"{where}{line}: {printable(problem)}") from None
+
+
+def _pairs(node: yaml.Node, path: str, what: str) -> list[tuple[yaml.Node, yaml.Node]]:
+    if not isinstance(node, yaml.MappingNode):
+        line = node.start_mark.line + 1
+        raise Refusal(BAD_CONFIG, f"{path} line {line}: expected {what} as 'key: value' lines")
+    return node.value
+
+
+def _override_node(value: str) -> yaml.Node:
+    """A command-line value: YAML where it is a list or a map, otherwise the text as it stands."""
+    if re.match(r"\s*[\[{]", value):
+        node = _compose(value.encode(), "command line")
+        if node is not None:
+            return node
+    return yaml.ScalarNode("tag:yaml.org,2002:str", value)
+
+
+def _unknown(name: object, where: str) -> Refusal:
+    full = [*settings()]
+    word = str(name).rpartition(".")[2]
+    guess = ELSEWHERE.get(word) or next((k for k in full if k.endswith("." + word)), None)
+    if guess is None:
+        near = difflib.get_close_matches(str(name), full, n=1, cutoff=0.6)
+        near_word = difflib.get_close_matches(word, [k.rpartition(".")[2] for k in full], n=1)
+        guess = (near or [k for k in full if near_word and k.endswith("." + near_word[0])] or [""])[
+            0
+        ]
+    hint = f"; did you mean {guess}?" if guess else f"; the sections are {_sections()}"
+    return Refusal(BAD_CONFIG, f"{where}: unknown key {printable(name)}{hint}")
+
+
+def _sections() -> str:
+    return ", ".join(s.name for s in fields(Config))
+
+
+def _convert(name: str, node: yaml.Node, where: str) -> object:
+    """The value of one setting in its declared type and range, or Refusal 78."""
+    known = settings()
+    if name not in known:
+        raise _unknown(name, where)
+    setting = known[name]
+    types_ = _members(setting.type)
+    check = setting.metadata
+    try:
+        value = _parse(node, types_, check["choices"])
+    except ValueError as error:
+        raise Refusal(BAD_CONFIG, f"{where}: {name}: {error}") from None
+    numbers = value.values() if isinstance(value, dict) else [value]
+    for number in numbers:
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            continue
+        low, high, above = check["low"], check["high"], check["above"]
+        wanted = [f"at least {low}"] * (low is not None) + [f"above {above}"] * (above is not None)
+        wanted += [f"at most {high}"] * (high is not None)
+        inside = (
+            (low is None or number >= low)
+            and (high is None or number <= high)
+            and (above is None or number > above)
+        )
+        if not inside:
+            raise Refusal(BAD_CONFIG, f"{where}: {name}: {number} is not {' and '.join(wanted)}")
+    return value
+
+
+def _members(annotation: object) -> list[object]:
+    """The alternatives of a type such as `int | str | None`, the most specific first."""
+    union = isinstance(annotation, types.UnionType)
+    members = list(typing.get_args(annotation)) if union else [annotation]
+    return sorted(members, key=lambda t: t is str)
+
+
+def _parse(node: yaml.Node, members: list[object], choices: tuple | None) -> object:
+    """The node as the first of `members` that it can be; `choices` bind words and booleans."""
+    for member in members:
+        origin = typing.get_origin(member)
+        if origin is tuple and isinstance(node, yaml.SequenceNode):
+            return tuple(_scalar(item, str) for item in node.value)
+        if origin is dict and isinstance(node, yaml.MappingNode):
+            weights = {_scalar(k, str): _scalar(v, float) for k, v in node.value}
+            if len(weights) < len(node.value):
+                raise ValueError("a label is named twice")
+            return weights
+        if not isinstance(node, yaml.ScalarNode):
+            continue
+        if member is types.NoneType and node.style is None and node.value in ("", "~", "null"):
+            return None
+        if member in (int, float, bool, str):
+            try:
+                value = _scalar(node, member)
+            except ValueError:
+                continue
+            bound = member in (str, bool) and choices
+            if bound and value not in choices:
+                break
+            if member is str and not value.strip():
+                break
+            if member is str and any(typing.get_origin(m) is tuple for m in members):
+                return value if value == "auto" else tuple(v.strip() for v in value.split(","))
+            return value
+    found = node.value if isinstance(node, yaml.ScalarNode) else f"a {node.id}"
+    raise ValueError(f"expected {_expected(members, choices)}, found '{printable(found)}'")
+
+
+def _scalar(node: yaml.Node, kind: type) -> object:
+    if not isinstance(node, yaml.ScalarNode):
+        raise ValueError(f"expected a single value, found a {node.id}")
+    text = node.value
+    if kind is str:
+        return text
+    if kind is bool:
+        words = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+        if text.lower() not in words:
+            raise ValueError(f"expected true or false, found '{printable(text)}'")
+        return words[text.lower()]
+    if not re.fullmatch(r"[+-]?(\d[\d_]*\.?\d*|\.\d+)([eE][+-]?\d+)?", text) or len(text) > 40:
+        raise ValueError(f"expected a number, found '{printable(text)}'")
+    number = float(text.replace("_", ""))
+    if kind is float:
+        return number
+    if not number.is_integer():
+        raise ValueError(f"expected a whole number, found '{printable(text)}'")
+    return int(number)
+
+
+def _expected(members: list[object], choices: tuple | None) -> str:
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    words = []
+    for member in members:
+        if member is types.NoneType:
+            words.append("nothing")
+        elif member in (str, bool) and choices:
+            words += [str(c).lower() for c in choices]
+        elif typing.get_origin(member) is tuple:
+            words.append("a list such as [lang, source]")
+        elif typing.get_origin(member) is dict:
+            words.append("a map such as {joke: 2.0, other: 1.0}")
+        else:
+            words.append(names[member])
+    return " or ".join(words)

@@ -1,0 +1,160 @@
+"""The processes of a run: their group, sums over them, and how they agree."""
+
+import contextlib
+import datetime
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from errors import UNAVAILABLE, Refusal
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all: rank 0 to size - 1; local_rank counts within this machine."""
+
+    rank: int
+    local_rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank does the writing and speaking."""
+        return self.rank == 0
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum of `tensor` over all ranks, in place, on its own device."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def broadcast(self, tensor: Tensor) -> Tensor:
+        """Rank 0's `tensor` on every rank, in place."""
+        if self.size > 1:
+            dist.broadcast(tensor, src=0)
+        return tensor
+
+    def largest(self, value: int) -> int:
+        """The largest `value` of any rank: how ranks agree. Over CPU, so no device is waited for."""
+        if self.size == 1:
+            return value
+        number = torch.tensor([value], dtype=torch.int64)
+        dist.all_reduce(number, op=dist.ReduceOp.MAX)
+        return int(number)
+
+    def share(self, value: object) -> object:
+        """Rank 0's `value`, which JSON can hold, on every rank."""
+        if self.size == 1:
+            return value
+        raw = json.dumps(value).encode() if self.is_main else b""
+        size = self.largest(len(raw))
+        buffer = torch.zeros(size, dtype=torch.uint8)
+        if self.is_main:
+            buffer[:] = torch.frombuffer(bytearray(raw), dtype=torch.uint8)
+        return json.loads(bytes(self.broadcast(buffer).tolist()))
+
+    def one_at_first(self, action: Callable[[], object], *, every_host: bool = False) -> object:
+        """`action()` on rank 0 (`every_host`: on each machine's first rank) before anyone goes on.
+
+        Returns what it returned there and None elsewhere. A Refusal is raised on every rank alike,
+        so that none waits for another that has left.
+        """
+        result, refusal = None, None
+        if self.rank == 0 or (every_host and self.local_rank == 0):
+            try:
+                result = action()
+            except Refusal as error:
+                refusal = error
+        self.agree(refusal)
+        return result
+
+    def agree(self, refusal: Refusal | None) -> None:
+        """Raise on every rank if any rank refuses, with the message of the first that does."""
+        if self.size == 1:
+            if refusal:
+                raise refusal
+            return
+        first = self.size - self.largest(self.size - self.rank if refusal else 0)
+        if first == self.size:
+            return
+        raw = f"{refusal.exit_code} {refusal.message}".encode() if refusal else b""
+        buffer = torch.zeros(self.largest(len(raw)), dtype=torch.uint8)
+        if self.rank == first:
+            buffer[: len(raw)] = torch.frombuffer(bytearray(raw), dtype=torch.uint8)
+        dist.broadcast(buffer, src=first)
+        code, _, message = bytes(buffer.tolist()).rstrip(b"\0").decode().partition(" ")
+        raise Refusal(int(code), message)
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """`model` with its gradients averaged over the ranks at each synchronised backward."""
+        if self.size == 1:
+            return model
+        ids = [self.device.index] if self.device.type == "cuda" else None
+        return DistributedDataParallel(
+            model, device_ids=ids, gradient_as_bucket_view=True, broadcast_buffers=False
+        )
+
+    def no_sync(self, model: nn.Module, *, unless: bool) -> contextlib.AbstractContextManager:
+        """Keep this backward's gradients local, unless it is the last of the step."""
+        return contextlib.nullcontext() if unless or self.size == 1 else model.no_sync()
+
+
+def pick_device(wanted: str, local_rank: int) -> torch.device:
+    """The device of one process; Refusal 69 for a GPU that is asked for or present but unusable."""
+    if wanted == "cpu":
+        return torch.device("cpu")
+    if torch.cuda.is_available():
+        if local_rank < torch.cuda.device_count():
+            return torch.device("cuda", local_rank)
+        count = torch.cuda.device_count()
+        message = (
+            f"process {local_rank} of this machine needs a GPU of its own, but {count} are visible"
+        )
+        raise Refusal(UNAVAILABLE, f"{message}; lower NPROC or set run.device=cpu")
+    driver = nvidia_driver()
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1", "NoDevFiles")
+    if wanted == "cuda" or (driver and not hidden):
+        seen = f"driver {driver} is installed" if driver else "no NVIDIA driver is installed"
+        message = f"torch {torch.__version__} sees no usable GPU; {seen}"
+        raise Refusal(UNAVAILABLE, f"{message}; set run.device=cpu to train on the CPU")
+    return torch.device("cpu")
+
+
+def nvidia_driver() -> str | None:
+    """The version of the loaded NVIDIA kernel driver, or None where there is none."""
+    try:
+        with open("/proc/driver/nvidia/version", encoding="ascii", errors="replace") as file:
+            words = file.readline().split()
+    except OSError:
+        return None
+    return next((w for w in words if w[:1].isdigit() and "." in w), "of unknown version")
+
+
+@contextlib.contextmanager
+def process_group(device: str = "auto", timeout_s: int = 1800) -> Iterator[World]:
+    """The World of this process, from torchrun's environment; alone if there is none.
+
+    The group is torn down on success only: after an error that can hang and hide the cause.
+    """
+    rank = int(os.environ.get("RANK", 0))
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    size = int(os.environ.get("WORLD_SIZE", 1))
+    place = pick_device(device, local_rank)
+    if place.type == "cuda":
+        torch.cuda.set_device(place)
+    if size > 1:
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo",
+            timeout=datetime.timedelta(seconds=timeout_s),
+        )
+    yield World(rank, local_rank, size, place)
+    if size > 1:
+        dist.barrier()
+        dist.destroy_process_group()

@@ -1,0 +1,28 @@
+"""How the program ends: exit codes, and the one exception that carries a refusal to the terminal."""
+
+# sysexits.h where it has a fitting code; 75 (EX_TEMPFAIL) tells schedulers to run the job again.
+OK = 0
+USAGE = 64
+BAD_DATA = 65
+MISSING = 66  # data, weights or a valid checkpoint that cannot be had
+UNAVAILABLE = 69  # run directory held by another trainer, or a GPU that cannot be used
+CRASH = 70
+CANNOT_WRITE = 73
+STOPPED = 75
+NON_FINITE = 76
+BAD_CONFIG = 78
+
+
+class Refusal(Exception):
+    """An end that is not a crash: one line for the user and the exit code of the process."""
+
+    def __init__(self, exit_code: int, message: str):
+        super().__init__(message)
+        self.exit_code = exit_code
+        self.message = message
+
+
+def printable(text: object, limit: int = 80) -> str:
+    """`text` on one line of at most `limit` characters, control and bidirectional marks escaped."""
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+    return line if len(line) <= limit else line[: limit - 3] + "..."

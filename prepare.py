@@ -1,0 +1,283 @@
+"""From a configuration to all that training needs: data, model, and every `auto` made a number."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import config
+import metrics
+import model as models
+from batches import Collate, StepSampler, Template, Texts, cut
+from config import Config
+from corpus import Corpus, content_key, load_corpus, training_texts
+from ddp import World
+from errors import BAD_CONFIG, BAD_DATA, Refusal, printable
+from pathlib import Path
+from schedule import StepPlan, plan_steps
+
+# Padded tokens of one pass where train.micro_batch_tokens is auto; the first pass halves it if it
+# does not fit a GPU. On a CPU larger passes are no faster (see RESULTS.md) and only take memory.
+AUTO_TOKENS = {"cpu": 8192, "cuda": 65536}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run made ready: `cfg` has no `auto` left, the model is on its device."""
+
+    cfg: Config
+    corpus: Corpus
+    template: Template
+    source: models.Source
+    tokenizer: object
+    model: nn.Module
+    steps: StepPlan
+    class_weights: Tensor  # (K,) float32 on the device
+    dtype: torch.dtype  # of matrix products
+
+    @property
+    def collate(self) -> Collate:
+        """How texts become a padded batch."""
+        return Collate(self.template, self.cfg.speed.padding)
+
+    @property
+    def positive(self) -> int | None:
+        """Index of the positive label."""
+        return self.corpus.positive
+
+    def sampler(self, rank: int, first_step: int = 0) -> StepSampler:
+        """The order of this run's texts from `first_step` on, for one rank."""
+        return StepSampler(
+            self.template.lengths(self.corpus.train),
+            self.steps,
+            rank=rank,
+            seed=self.cfg.run.seed,
+            micro_batch_tokens=self.cfg.train.micro_batch_tokens,
+            first_step=first_step,
+        )
+
+
+def prepare(cfg: Config, world: World, say: Callable[[str], None], *, strict: bool = False) -> Job:
+    """Everything that can be checked before the first step is; every refusal is on all ranks."""
+    check_metric(cfg, None)
+    set_determinism(cfg, world.device)
+    source = _settle_source(cfg, world, say)
+    if source.is_scratch:
+        cfg = _with_scratch_settings(cfg, say)
+    models.check_positions(source, cfg.data.max_length)
+    cfg = config.replace(
+        cfg, model__name=source.name, train__precision=pick_precision(cfg, world.device)
+    )
+    tokenizer, corpus = _tokenise(cfg, source, world, say)
+    if strict and corpus.findings:
+        raise Refusal(BAD_DATA, f"--strict: {corpus.findings[0]}")
+    check_metric(cfg, corpus)
+    _check_known_labels(cfg, corpus)
+    template = models.template(tokenizer, cfg.data.max_length, cfg.data.truncation)
+    say(f"loading the model {source.name}")
+    classifier = models.load_model(
+        source, corpus.label_names, tokenizer, max_length=cfg.data.max_length, seed=cfg.run.seed
+    ).to(world.device)
+    if cfg.speed.gradient_checkpointing:
+        classifier.gradient_checkpointing_enable({"use_reentrant": False})
+    cfg, steps = plan(cfg, corpus, world)
+    job = Job(
+        cfg=cfg,
+        corpus=corpus,
+        template=template,
+        source=source,
+        tokenizer=tokenizer,
+        model=classifier,
+        steps=steps,
+        class_weights=weigh(cfg, corpus).to(world.device),
+        dtype=torch.bfloat16 if cfg.train.precision == "bf16" else torch.float32,
+    )
+    return job if world.device.type == "cpu" else _fit_memory(job, world, say)
+
+
+def set_determinism(cfg: Config, device: torch.device) -> None:
+    """Same bytes on the same hardware: deterministic kernels, no TF32 behind the user's back."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = False
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(cfg.run.deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs time
+
+
+def pick_precision(cfg: Config, device: torch.device) -> str:
+    """bf16 where the hardware multiplies it natively, if left to us; weights stay fp32 either way."""
+    if cfg.train.precision != "auto":
+        return cfg.train.precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return "fp32"
+    return "bf16" if "avx512_bf16" in flags or "amx_bf16" in flags else "fp32"
+
+
+def check_metric(cfg: Config, corpus: Corpus | None) -> None:
+    """Refusal 78 if evaluation.metric is no score, or one that this corpus does not have."""
+    try:
+        base, _, column = metrics.parse_metric(cfg.evaluation.metric)
+    except ValueError as error:
+        raise Refusal(BAD_CONFIG, f"evaluation.metric: {error}") from None
+    if corpus is None:
+        return
+    columns = corpus.validation.slices
+    if column is not None and column not in columns:
+        raise Refusal(
+            BAD_CONFIG,
+            f"evaluation.metric: '{printable(column)}' is not among data.slice_columns "
+            f"({', '.join(columns) or 'none'})",
+        )
+    if base == "f1_positive" and corpus.positive is None:
+        raise Refusal(BAD_CONFIG, "evaluation.metric: f1_positive needs data.positive_label")
+
+
+def weigh(cfg: Config, corpus: Corpus) -> Tensor:
+    """The weight of each class in the loss, (K,) float32."""
+    wanted, names = cfg.train.class_weights, corpus.label_names
+    if wanted == "balanced":
+        return torch.from_numpy(metrics.class_weights(corpus.train.labels, len(names))).float()
+    if wanted == "none":
+        return torch.ones(len(names))
+    return torch.tensor([wanted[name] for name in names])
+
+
+def _check_known_labels(cfg: Config, corpus: Corpus) -> None:
+    wanted = cfg.train.class_weights
+    if isinstance(wanted, dict) and set(wanted) != set(corpus.label_names):
+        odd = sorted(set(wanted) ^ set(corpus.label_names))[0]
+        raise Refusal(
+            BAD_CONFIG,
+            f"train.class_weights: needs one weight for each of {', '.join(corpus.label_names)}; "
+            f"look at '{printable(odd)}'",
+        )
+
+
+def plan(cfg: Config, corpus: Corpus, world: World) -> tuple[Config, StepPlan]:
+    """The step arithmetic, and the configuration with its micro-batch made numbers."""
+    t = cfg.train
+    accumulation = None if t.accumulation_steps == "auto" else t.accumulation_steps
+    micro = t.micro_batch_size
+    if micro == "auto":
+        passes = world.size * (accumulation or 1)
+        micro = max(1, -(-t.global_batch_size // passes))
+    tokens = t.micro_batch_tokens
+    if tokens == "auto":
+        tokens = AUTO_TOKENS[world.device.type]
+    steps = plan_steps(
+        len(corpus.train),
+        world_size=world.size,
+        global_batch_size=t.global_batch_size,
+        micro_batch_size=micro,
+        accumulation_steps=accumulation,
+        epochs=t.epochs,
+        max_steps=t.max_steps,
+        warmup_ratio=cfg.schedule.warmup_ratio,
+    )
+    resolved = config.replace(
+        cfg,
+        train__global_batch_size=steps.global_batch_size,
+        train__micro_batch_size=steps.micro_batch_size,
+        train__micro_batch_tokens=tokens,
+    )
+    return resolved, steps
+
+
+def longest_micro_batch(job: Job) -> list[int]:
+    """The texts of the most demanding pass that the caps allow."""
+    lengths = job.template.lengths(job.corpus.train)
+    longest = np.argsort(-lengths, kind="stable")[: job.steps.micro_batch_size]
+    return cut(longest, lengths, job.steps.micro_batch_size, job.cfg.train.micro_batch_tokens)[0]
+
+
+def try_pass(job: Job, texts: list[int], device: torch.device) -> None:
+    """Forward, backward and evaluation of some training texts; no weight and no gradient is left."""
+    dataset = Texts(job.corpus.train, job.template)
+    batch = job.collate([dataset[i] for i in texts]).to(device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=job.dtype == torch.bfloat16):
+        job.model(**batch.inputs).logits.float().sum().backward()
+        job.model.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            job.model(**batch.inputs)
+
+
+def _fit_memory(job: Job, world: World, say: Callable[[str], None]) -> Job:
+    """Halve the token cap until the longest pass fits on every rank's GPU; the cut alone changes."""
+    if job.cfg.train.micro_batch_tokens != AUTO_TOKENS["cuda"]:
+        return job
+    while True:
+        try:
+            try_pass(job, longest_micro_batch(job), world.device)
+            failed = 0
+        except torch.OutOfMemoryError:
+            job.model.zero_grad(set_to_none=True)
+            failed = 1
+        torch.cuda.empty_cache()
+        tokens = job.cfg.train.micro_batch_tokens
+        if not world.largest(failed):
+            break
+        if tokens // 2 < job.cfg.data.max_length:
+            raise Refusal(BAD_CONFIG, "not even one text fits the GPU; lower data.max_length")
+        halved = config.replace(job.cfg, train__micro_batch_tokens=tokens // 2)
+        job = Job(**{**vars(job), "cfg": halved})
+    torch.cuda.reset_peak_memory_stats()
+    say(f"passes of at most {job.cfg.train.micro_batch_tokens:,} padded tokens fit the GPU")
+    return job
+
+
+def _settle_source(cfg: Config, world: World, say: Callable[[str], None]) -> models.Source:
+    """The model's files on every machine; `scratch` on a first launch that cannot reach the hub."""
+    default = Config()
+    is_first_launch = (cfg.model.name, cfg.data.train) == (default.model.name, default.data.train)
+
+    def look() -> str:
+        try:
+            return models.find_source(cfg.model.name).name
+        except models.HubUnreachable as error:
+            if not is_first_launch:
+                raise
+            say(f"{error.message}")
+            say("for this first look a small model is trained from scratch on the bundled sample")
+            return models.SCRATCH
+
+    name = world.share(world.one_at_first(look, every_host=True))
+    return models.find_source(name)
+
+
+def _with_scratch_settings(cfg: Config, say: Callable[[str], None]) -> Config:
+    """Settings left at their defaults take those that suit random weights."""
+    flat, defaults = config.flatten(cfg), config.flatten(Config())
+    changes = {
+        name: value
+        for name, value in models.SCRATCH_SETTINGS.items()
+        if flat[name] == defaults[name]
+    }
+    listed = ", ".join(f"{name}={value:g}" for name, value in changes.items())
+    say(f"from scratch, without pretrained weights: {listed or 'settings as given'}")
+    return config.replace(cfg, **{n.replace(".", "__"): v for n, v in changes.items()})
+
+
+def _tokenise(
+    cfg: Config, source: models.Source, world: World, say: Callable[[str], None]
+) -> tuple[object, Corpus]:
+    """Tokenizer and corpus, made on one process of each machine and opened by all."""
+    seed = cfg.run.seed
+
+    def load() -> tuple[object, Corpus]:
+        key = content_key(cfg.data, seed, "tokenizer") if source.is_scratch else ""
+        cache = Path(cfg.data.cache_dir) / "tokenizer" / key
+        tokenizer = models.load_tokenizer(
+            source, lambda: training_texts(cfg.data, seed=seed), cache
+        )
+        return tokenizer, load_corpus(cfg.data, tokenizer, seed=seed, say=say)
+
+    return world.one_at_first(load, every_host=True) or load()

@@ -1,0 +1,317 @@
+"""What a run reports: scores beside baselines, its start, its final files, how it failed."""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import baselines
+import checkpoint
+import config
+import metrics
+import rundir
+from console import Console
+from corpus import TokenisedSplit
+from ddp import World
+from errors import CANNOT_WRITE, CRASH, OK, STOPPED, Refusal
+from model import weights_key
+from prepare import Job
+from rundir import RunDir
+from runlog import RunLog
+
+CHECKPOINT_BYTES = 12  # a parameter and its two moments, fp32
+
+
+def score_split(job: Job, split: TokenisedSplit, logits: np.ndarray) -> dict[str, object]:
+    """All scores of a split from its logits (N, K), with "slices": column -> value -> scores."""
+    scores = metrics.score(split.labels, logits, job.positive)
+    slices = metrics.score_slices(split.labels, logits, job.positive, split.slices)
+    return scores | {"slices": slices}
+
+
+def score_baselines(job: Job, split: TokenisedSplit) -> dict[str, dict[str, object]]:
+    """The same scores for the most frequent class and for TF-IDF."""
+    classes = len(job.corpus.label_names)
+    shares = baselines.majority(job.corpus.train.labels, len(split), classes)
+    predictions = {"majority": shares, "tfidf": split.baseline}
+    tiny = 1e-12  # a probability of zero has no logarithm
+    return {
+        name: score_split(job, split, np.log(np.maximum(probability, tiny)))
+        for name, probability in predictions.items()
+    }
+
+
+def evaluation_line(job: Job, progress, scores: Mapping[str, object]) -> str:
+    """One evaluation for the terminal: the deciding score, loss, and whether it is the best."""
+    metric = job.cfg.evaluation.metric
+    epoch = progress.step / job.steps.steps_per_epoch
+    value = abs(metrics.select(metric, scores))
+    parts = [f"step {progress.step}, epoch {epoch:.2f}: validation {metric} {value:.4f}"]
+    if metric != "f1_macro" and scores["f1_macro"] is not None:
+        parts.append(f"f1_macro {scores['f1_macro']:.4f}")
+    if scores["loss"] is not None:
+        parts.append(f"loss {scores['loss']:.4f}")
+    if progress.best_step == progress.step:
+        parts.append("best so far")
+    else:
+        parts.append(f"best {abs(progress.best):.4f} at step {progress.best_step}")
+    return "  ".join(parts)
+
+
+# --- the directory of a run -----------------------------------------------------------------------
+
+
+def open_directory(job: Job) -> RunDir:
+    """This run's directory, held, with room for its checkpoints; Refusal 69, 73 or 78."""
+    who = rundir.identity(job.cfg, data_key=job.corpus.key, model_key=weights_key(job.source))
+    run = rundir.open_run(job.cfg, who)
+    keep = job.cfg.checkpoint.keep
+    kept = job.steps.total_steps if keep == "all" else keep
+    parameters = sum(p.numel() for p in job.model.parameters())
+    needed = parameters * CHECKPOINT_BYTES * (min(kept, 2) + 2)  # the best and one being written
+    free = shutil.disk_usage(run.path).free
+    if free < needed:
+        run.close()
+        raise Refusal(
+            CANNOT_WRITE,
+            f"{run.path}: {free / 1e9:.1f} GB free, but checkpoints need {needed / 1e9:.1f} GB",
+        )
+    return run
+
+
+def probe_directory(job: Job) -> str:
+    """Open and leave this run's directory as a start would; a line on what a start would do."""
+    root = Path(job.cfg.run.dir)
+    there = set(root.iterdir()) if root.is_dir() else None
+    run = open_directory(job)
+    line = finished_line(run) or (
+        f"run {run.path}: " + ("would go on" if checkpoint.listed(run.checkpoints) else "new")
+    )
+    run.close()
+    if there is None or run.path not in there:
+        shutil.rmtree(run.path)
+        if there is None:
+            root.rmdir()
+    return line
+
+
+def finished_line(run: RunDir) -> str | None:
+    """What to say of a run that is finished already, or None."""
+    final = checkpoint.read_json(run.path / "results.json")
+    if run.state().get("status") != "completed" or final is None:
+        return None
+    return f"{run.path} is finished: {_headline(final)}; run.resume=never begins a new one"
+
+
+def start(job: Job, run: RunDir, log: RunLog, console: Console, world: World) -> None:
+    """Write what this run is: the files, the log's start event, and the lines on the terminal."""
+    console.record(run.path / "train.log")
+    begun = run.state().get("status")
+    run.set_state("running")
+    (run.path / "config.yaml").write_text(config.dump(job.cfg), encoding="utf-8")
+    checkpoint.write_json(run.path / "data_report.json", job.corpus.report)
+    scores = score_baselines(job, job.corpus.validation)
+    counts = {"train": len(job.corpus.train)} | {
+        name: len(split) for name, split in job.corpus.evaluated().items()
+    }
+    weights = dict(zip(job.corpus.label_names, job.class_weights.tolist(), strict=True))
+    parameters = sum(p.numel() for p in job.model.parameters())
+    positive = None if job.positive is None else job.corpus.label_names[job.positive]
+    log.write(
+        "start",
+        run=run.path.name,
+        config=config.flatten(job.cfg),
+        from_scratch=job.source.is_scratch,
+        environment=environment(world),
+        data=counts,
+        labels=job.corpus.label_names,
+        positive_label=positive,
+        class_weights=weights,
+        steps=asdict(job.steps),
+        parameters=parameters,
+        baselines=scores,
+    )
+    say = console.say
+    say(f"run {run.path} ({'going on' if begun else 'new'})")
+    say(
+        f"  model {job.source.name}, {parameters / 1e6:.1f} M parameters, {job.cfg.train.precision}"
+        f" on {world.size} x {device_name(world.device)}, {torch.get_num_threads()} threads"
+    )
+    listed = ", ".join(f"{name} {n:,}" for name, n in counts.items())
+    say(f"  data {listed}; class weights " + ", ".join(f"{k}: {v:.3f}" for k, v in weights.items()))
+    if positive is not None:
+        say(f"  positive label '{positive}'")
+    say(f"  {job.steps}")
+    say(
+        f"  lr {job.cfg.optimizer.lr:g} at its peak after step {job.steps.warmup_steps}, then a cosine"
+    )
+    metric = job.cfg.evaluation.metric
+    held = {name: abs(metrics.select(metric, s)) for name, s in scores.items()}
+    say(f"  to beat: validation {metric} " + ", ".join(f"{n} {v:.4f}" for n, v in held.items()))
+
+
+def device_name(device: torch.device) -> str:
+    """The name of a GPU, or CPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
+def environment(world: World) -> dict[str, object]:
+    """What the bytes of a run may depend on beside its settings."""
+    import transformers
+
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    versions |= {"transformers": transformers.__version__, "numpy": np.__version__}
+    return {
+        "versions": versions,
+        "commit": _commit(),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "device": device_name(world.device),
+        "world_size": world.size,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _commit() -> str | None:
+    """The commit of this program, with + for changed files; None outside a repository."""
+    folder = Path(__file__).resolve().parent
+    try:
+        described = subprocess.run(
+            ["git", "-C", str(folder), "describe", "--always", "--dirty=+", "--abbrev=12"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            env={**os.environ, "GIT_DIR": str(folder / ".git")},
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return described.stdout.strip() or None
+
+
+# --- the end --------------------------------------------------------------------------------------
+
+
+def finish(
+    job: Job,
+    world: World,
+    run: RunDir | None,
+    log: RunLog,
+    console: Console,
+    progress,
+    reason: str,
+    evaluate: Callable[[Job, TokenisedSplit, World], np.ndarray],
+) -> None:
+    """Score the best checkpoint, the test set for the first time, and write the final files."""
+    best = f"step-{progress.best_step:08d}"
+    world.one_at_first(lambda: checkpoint.load_weights(run.checkpoints / best, job.model))
+    for tensor in checkpoint.model_tensors(job.model).values():
+        world.broadcast(tensor)
+    logits = {name: evaluate(job, split, world) for name, split in job.corpus.evaluated().items()}
+    world.one_at_first(lambda: _write_final(job, run, log, console, progress, reason, logits))
+
+
+def _write_final(
+    job: Job,
+    run: RunDir,
+    log: RunLog,
+    console: Console,
+    progress,
+    reason: str,
+    logits: dict[str, np.ndarray],
+) -> None:
+    checkpoint.export(job.model.eval(), job.tokenizer, run.path / "best")
+    splits = job.corpus.evaluated()
+    final = {
+        "best_step": progress.best_step,
+        "metric": job.cfg.evaluation.metric,
+        "steps": progress.step,
+        "skipped_steps": progress.skipped,
+        "reason": reason,
+        "from_scratch": job.source.is_scratch,
+        "seconds": round(training_seconds(run), 1),
+    }
+    for name, split in splits.items():
+        scores = score_split(job, split, logits[name])
+        final[name] = scores | {"baselines": score_baselines(job, split)}
+        _write_predictions(run.path / "predictions" / f"{name}.jsonl", job, split, logits[name])
+    checkpoint.write_json(run.path / "results.json", final)
+    wrong = checkpoint.fault(run.path / "best")
+    if wrong:
+        raise Refusal(CANNOT_WRITE, f"{run.path / 'best'}: {wrong}")
+    if job.cfg.checkpoint.keep != "all":
+        shutil.rmtree(run.checkpoints)
+        (run.path / "best.json").unlink(missing_ok=True)
+    log.write("end", status="completed", reason=reason, best_step=progress.best_step, results=final)
+    run.set_state("completed", exit_code=OK, reason=reason)
+    console.say(f"done: {reason}; best at step {progress.best_step}")
+    for name in splits:
+        console.say(f"  {_split_line(name, final[name])}")
+    console.say(f"  model in {run.path / 'best'}, scores in {run.path / 'results.json'}")
+
+
+def training_seconds(run: RunDir) -> float:
+    """Seconds that a run's processes worked, from its log; pauses between them do not count."""
+    from runlog import lines
+
+    total, previous = 0.0, None
+    for event in lines(run.path / "metrics.jsonl"):
+        if previous is not None and event["event"] != "start":
+            total += event["time"] - previous
+        previous = event["time"]
+    return total + (time.time() - previous if previous is not None else 0.0)
+
+
+def _split_line(name: str, scores: Mapping[str, object]) -> str:
+    rows = {"": scores} | {f"{n} ": s for n, s in scores["baselines"].items()}
+    parts = [
+        f"{label}{_figure(row, 'f1_macro')}"
+        + (f" (positive {row['f1_positive']:.3f})" if row["f1_positive"] is not None else "")
+        for label, row in rows.items()
+    ]
+    return f"{name} macro-F1 " + ", ".join(parts)
+
+
+def _figure(scores: Mapping[str, object], name: str) -> str:
+    return "n/a" if scores[name] is None else f"{scores[name]:.3f}"
+
+
+def _headline(final: Mapping[str, object]) -> str:
+    name = "test" if "test" in final else "validation"
+    return f"{name} macro-F1 {_figure(final[name], 'f1_macro')}"
+
+
+def _write_predictions(path: Path, job: Job, split: TokenisedSplit, logits: np.ndarray) -> None:
+    """A line a text: row of the file, label, prediction, probabilities, slices."""
+    path.parent.mkdir(exist_ok=True)
+    names = job.corpus.label_names
+    probability = metrics.softmax(logits)
+    with open(path, "w", encoding="utf-8") as file:
+        for i in range(len(split)):
+            record = {
+                "row": int(split.rows[i]),
+                "label": names[split.labels[i]],
+                "predicted": names[int(logits[i].argmax())],
+                "probabilities": [round(float(p), 7) for p in probability[i]],
+            }
+            record |= {c: values[codes[i]] for c, (codes, values) in split.slices.items()}
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def record_failure(run: RunDir, log: RunLog, error: BaseException) -> None:
+    """Leave the reason in the log and in run_state.json; whatever else failed, keep quiet here."""
+    code = error.exit_code if isinstance(error, Refusal) else CRASH
+    status = "preempted" if code == STOPPED else "failed"
+    reason = str(error).strip().split("\n")[0] or type(error).__name__
+    try:
+        log.write("end", status=status, reason=reason, exit_code=code)
+        run.set_state(status, exit_code=code, reason=reason)
+    except OSError:
+        pass  # a full disk must not hide the first error

@@ -1,0 +1,138 @@
+"""A run's directory: what it is called, who holds it, and whether to begin, go on or be done."""
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import config
+from checkpoint import read_json, write_json
+from config import Config
+from errors import BAD_CONFIG, CANNOT_WRITE, UNAVAILABLE, Refusal, printable
+
+MAX_NAMED = 3  # settings that an automatic name shows
+
+
+@dataclass
+class RunDir:
+    """A directory held by this process until `close`."""
+
+    path: Path
+    identity: dict[str, object]
+    _lock: IO
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the checkpoints are."""
+        return self.path / "checkpoints"
+
+    def state(self) -> dict[str, object]:
+        """run_state.json, empty before the first start."""
+        return read_json(self.path / "run_state.json") or {}
+
+    def set_state(self, status: str, *, exit_code: int | None = None, reason: str = "") -> None:
+        """Record running, completed, preempted or failed."""
+        write_json(
+            self.path / "run_state.json",
+            {
+                "status": status,
+                "reason": reason,
+                "pid": os.getpid(),
+                "host": socket.gethostname(),
+                "exit_code": exit_code,
+                "time": round(time.time(), 3),
+                "identity": self.identity,
+            },
+        )
+
+    def close(self) -> None:
+        """Let go of the directory."""
+        self._lock.close()
+
+
+def identity(cfg: Config, *, data_key: str, model_key: str) -> dict[str, object]:
+    """What decides a run's result, and so whether two starts are the same run."""
+    return {"settings": config.altering(cfg), "data": data_key, "model": model_key}
+
+
+def name_run(cfg: Config, who: dict[str, object]) -> str:
+    """run.name, else data, model, some settings that differ from the defaults, seed and a hash."""
+    if cfg.run.name:
+        return cfg.run.name
+    train = Path(cfg.data.train)
+    data = train.parent.name if train.stem == "train" and train.parent.name else train.stem
+    defaults = config.altering(Config())
+    changed = [
+        f"{name.rpartition('.')[2].replace('_', '')}{_brief(value)}"
+        for name, value in config.altering(cfg).items()
+        if value != defaults[name] and name not in ("run.seed", "train.precision")
+    ]
+    digest = hashlib.sha256(json.dumps(who, sort_keys=True).encode()).hexdigest()[:6]
+    parts = [data, Path(cfg.model.name).name, *changed[:MAX_NAMED], f"s{cfg.run.seed}", digest]
+    return re.sub(r"[^\w.-]+", "", "-".join(parts).lower(), flags=re.ASCII)[:100]
+
+
+def _brief(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)[:12]
+
+
+def open_run(cfg: Config, who: dict[str, object]) -> RunDir:
+    """The directory of this run, held: a new one, or the one that was begun.
+
+    Raises Refusal 69 if another trainer holds it, 73 if it cannot be written, 78 for a bad name or
+    if the run of this name was begun with other settings, data or weights.
+    """
+    name = name_run(cfg, who)
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,99}", name, flags=re.ASCII):
+        raise Refusal(
+            BAD_CONFIG,
+            f"run.name: '{printable(name)}' is no directory name; use letters, digits, . _ -",
+        )
+    root = Path(cfg.run.dir)
+    if cfg.run.resume == "never":
+        name = _free_name(root, name)
+    path = root / name
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = open(path / "lock", "a")  # noqa: SIM115  held until the process ends
+    except OSError as error:
+        raise Refusal(CANNOT_WRITE, f"{path}: cannot be written: {error.strerror}") from None
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise Refusal(UNAVAILABLE, f"{path}: another trainer holds this run directory") from None
+    run = RunDir(path, json.loads(json.dumps(who)), lock)
+    begun = run.state().get("identity")
+    if begun and begun != run.identity:
+        run.close()
+        raise Refusal(
+            BAD_CONFIG,
+            f"run.name: {path} was begun with {_difference(begun, run.identity)}; "
+            "choose another name or set run.resume=never",
+        )
+    return run
+
+
+def _free_name(root: Path, name: str) -> str:
+    number = 1
+    while (root / (name if number == 1 else f"{name}-{number}")).exists():
+        number += 1
+    return name if number == 1 else f"{name}-{number}"
+
+
+def _difference(begun: dict, now: dict) -> str:
+    old, new = begun.get("settings", {}), now["settings"]
+    changed = [
+        f"{name}={printable(old.get(name), 30)}, not {printable(new.get(name), 30)}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    ]
+    changed += [f"other {what}" for what in ("data", "model") if begun.get(what) != now[what]]
+    return "; ".join(changed)

@@ -1,0 +1,98 @@
+"""Write and read `metrics.jsonl`: one JSON object a line, append-only, flushed. No torch here."""
+
+import json
+import math
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+# Fields that two runs of the same bytes may differ in: clocks, and what the machine did meanwhile.
+VOLATILE = frozenset(
+    {"time", "step_s", "examples_per_s", "tokens_per_s", "data_wait_share", "peak_memory_gib"}
+    | {"seconds"}
+)
+
+
+class RunLog:
+    """Appends events to a log; `RunLog(None)` takes them and keeps nothing (ranks other than 0)."""
+
+    def __init__(self, path: Path | None):
+        self._lock = threading.Lock()  # the hardware thread writes too
+        self._file = None
+        self.continues = path is not None and path.exists() and path.stat().st_size > 0
+        if path is not None:
+            torn = self.continues and not _ends_with_newline(path)
+            self._file = open(path, "a", encoding="utf-8")
+            if torn:
+                self._file.write("\n")
+
+    def write(self, event: str, **values: object) -> None:
+        """One line: the event, the time in unix seconds, and the values; flushed to the system."""
+        if self._file is None:
+            return
+        lost: list[str] = []
+        record = {"event": event, "time": round(time.time(), 3)} | _finite(values, lost)
+        if lost:
+            record["nonfinite"] = lost
+        with self._lock:
+            self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            self._file.flush()
+
+    def close(self) -> None:
+        """Close the file; later events are dropped."""
+        with self._lock:
+            if self._file is not None:
+                self._file.close()
+                self._file = None
+
+
+def read(path: Path) -> list[dict]:
+    """The events that hold: torn or foreign lines and what a resume made void are left out."""
+    events: list[dict] = []
+    for event in lines(path):
+        if event["event"] == "resume":
+            step = event.get("step", 0)
+            events = [e for e in events if e.get("step", 0) <= step]
+        events.append(event)
+    return events
+
+
+def lines(path: Path) -> Iterator[dict]:
+    """Every well-formed event of a log in the order written."""
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                event = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(event, dict) and isinstance(event.get("event"), str):
+                yield event
+
+
+def comparable(events: list[dict]) -> list[dict]:
+    """The step and eval events without what a clock or the machine put there: "the same metrics"."""
+    return [
+        {name: value for name, value in event.items() if name not in VOLATILE}
+        for event in events
+        if event["event"] in ("step", "eval")
+    ]
+
+
+def _ends_with_newline(path: Path) -> bool:
+    with open(path, "rb") as file:
+        file.seek(0, 2)
+        file.seek(-1, 2)
+        return file.read(1) == b"\n"
+
+
+def _finite(value: object, lost: list[str], name: str = "") -> object:
+    """`value` with NaN and infinities as null, their names added to `lost`."""
+    if isinstance(value, dict):
+        return {k: _finite(v, lost, f"{name}.{k}".lstrip(".")) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v, lost, name) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        lost.append(name)
+        return None
+    return value

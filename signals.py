@@ -1,0 +1,32 @@
+"""A signal asks the loop to stop at the next step boundary; a second Ctrl-C ends at once."""
+
+import os
+import signal
+
+
+class StopRequest:
+    """Set by SIGTERM, SIGINT and SIGUSR1; read between steps."""
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+
+    def listen(self) -> None:
+        """Take over the three signals of this process."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            signal.signal(number, self._note)
+
+    def is_set(self, step: int) -> bool:
+        """Whether to stop after `step`, the number of steps taken."""
+        return self.name is not None
+
+    def _note(self, number: int, frame: object) -> None:
+        if number == signal.SIGINT and self.name == "SIGINT":
+            os.write(2, b"\nended at once; the last checkpoint stands\n")
+            os._exit(128 + number)
+        self.name = signal.Signals(number).name
+
+
+def ignore_in_worker(worker: int) -> None:
+    """For DataLoader workers: torchrun and terminals signal them too, and the trainer decides."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)

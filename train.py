@@ -1,0 +1,493 @@
+#!/usr/bin/env python3
+"""Fine-tune a text classifier: one process by itself, or one of many under torchrun.
+
+usage: train.py [--config FILE] [--check] [--strict] [section.key=value ...]
+
+Shapes: B texts of a micro-batch, N examples of a split, K classes.
+"""
+
+import argparse
+import hashlib
+import os
+import struct
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+import checkpoint
+import config
+import metrics
+import results
+from batches import MicroBatch, StepSampler, Texts, evaluation_batches
+from config import Config
+from console import Console
+from corpus import TokenisedSplit
+from ddp import World, process_group
+from errors import CRASH, NON_FINITE, OK, STOPPED, USAGE, Refusal
+from hardware import Recorder
+from meter import Estimate, Meter, in_words, peak_memory_gib
+from model import parameter_groups
+from prepare import Job, longest_micro_batch, prepare, try_pass
+from rundir import RunDir
+from runlog import RunLog
+from schedule import lr_factor
+from signals import StopRequest, ignore_in_worker
+
+
+@dataclass
+class Progress:
+    """All that a run knows beside weights and AdamW's moments; saved with each checkpoint."""
+
+    step: int = 0  # global batches consumed
+    skipped: int = 0  # of them without an update, the gradient not being finite
+    best: float | None = None  # value of evaluation.metric, higher is better
+    best_step: int = 0
+    bad_evaluations: int = 0  # since the best one
+
+    def is_over(self, job: Job) -> str | None:
+        """Why there is no further step, or None."""
+        patience = job.cfg.evaluation.patience
+        if patience is not None and self.bad_evaluations >= patience:
+            return f"no better {job.cfg.evaluation.metric} in {patience} evaluations"
+        return "all steps done" if self.step >= job.steps.total_steps else None
+
+
+# --- the loss and one step ------------------------------------------------------------------------
+
+
+def step_loss(
+    logits: Tensor, labels: Tensor, class_weights: Tensor, n: int, label_smoothing: float = 0.0
+) -> Tensor:
+    """This micro-batch's part of the step's loss: sum_i w[y_i] * l_i / n. logits (B, K), labels (B,).
+
+    Not reduction="mean": that divides by the micro-batch's own sum of weights, so the update would
+    depend on how the global batch of n examples was cut (pytorch issue 72047). A smoothed loss is
+    weighted as a whole by the weight of its true class.
+    """
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    per_example = F.cross_entropy(
+        logits, labels, reduction="none", label_smoothing=label_smoothing
+    )  # (B,)
+    return (class_weights[labels] * per_example).sum() / n
+
+
+def dropout_seed(seed: int, step: int, rank: int, micro_batch: int) -> int:
+    """The generators' seed just before one forward, so that no generator state need be saved."""
+    raw = struct.pack("<QQII", seed, step, rank, micro_batch)
+    return int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "little") >> 1
+
+
+def backward(
+    model: nn.Module, micro_batches: list[MicroBatch], n: int, step: int, job: Job, world: World
+) -> Tensor:
+    """Leave the gradient of the global batch in the parameters; return this rank's part of the loss.
+
+    Weights are cast once: autocast is open around all micro-batches.
+    """
+    cfg = job.cfg
+    total = torch.zeros((), device=world.device)
+    with torch.autocast(world.device.type, torch.bfloat16, enabled=job.dtype == torch.bfloat16):
+        for i, batch in enumerate(micro_batches):
+            torch.manual_seed(dropout_seed(cfg.run.seed, step, world.rank, i))
+            with world.no_sync(model, unless=i == len(micro_batches) - 1):
+                batch = batch.to(world.device)
+                logits = model(**batch.inputs).logits
+                loss = step_loss(
+                    logits, batch.labels, job.class_weights, n, cfg.train.label_smoothing
+                )
+                if batch.is_filler:
+                    loss = loss * 0.0
+                (loss * world.size).backward()  # DDP averages over ranks; the step wants the sum
+            total += loss.detach()
+    return total
+
+
+def update(optimizer: torch.optim.AdamW, max_grad_norm: float | None) -> tuple[Tensor, Tensor]:
+    """Clip by the global norm and step; (norm, 1.0 if the update was skipped), both on the device.
+
+    The norm of the reduced gradient is the same on every rank, so it is also their agreement on
+    non-finite values; AdamW skips on `found_inf` without the host reading it.
+    """
+    grads = [p.grad for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(grads)
+    skipped = (~torch.isfinite(norm)).float()
+    if max_grad_norm is not None:
+        torch._foreach_mul_(grads, torch.clamp(max_grad_norm / (norm + 1e-6), max=1.0))
+    optimizer.found_inf = skipped
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm, skipped
+
+
+def set_lr(optimizer: torch.optim.AdamW, step: int, job: Job) -> float:
+    """Set every group's learning rate for `step`; returns the head's."""
+    factor = lr_factor(
+        step,
+        warmup_steps=job.steps.warmup_steps,
+        total_steps=job.steps.total_steps,
+        min_lr_ratio=job.cfg.schedule.min_lr_ratio,
+    )
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * factor
+    return job.cfg.optimizer.lr * factor
+
+
+def make_optimizer(model: nn.Module, cfg: Config) -> torch.optim.AdamW:
+    """Fused AdamW over groups that remember their peak rate."""
+    o = cfg.optimizer
+    groups = parameter_groups(
+        model, lr=o.lr, weight_decay=o.weight_decay, layer_decay=o.layer_decay
+    )
+    optimizer = torch.optim.AdamW(groups, lr=o.lr, fused=True)
+    for group in optimizer.param_groups:
+        group["peak_lr"] = group["lr"]
+    checkpoint.create_optimizer_state(optimizer)
+    return optimizer
+
+
+# --- evaluation -----------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def evaluate(job: Job, split: TokenisedSplit, world: World) -> np.ndarray:
+    """The logits of every text of a split in row order, (N, K) float32, the same on every rank.
+
+    Batches are cut once, whatever the world size; each rank fills its rows of a zero array, and
+    adding zeros is exact. The model is left in training mode.
+    """
+    texts, model = Texts(split, job.template), job.model.eval()
+    logits = torch.zeros(len(split), len(job.corpus.label_names))
+    batches = evaluation_batches(job.template.lengths(split))
+    with torch.autocast(world.device.type, torch.bfloat16, enabled=job.dtype == torch.bfloat16):
+        for rows in batches[world.rank :: world.size]:
+            batch = job.collate([texts[i] for i in rows]).to(world.device)
+            logits[rows] = model(**batch.inputs).logits.float().cpu()
+    model.train()
+    return world.sum(logits).numpy()
+
+
+def evaluate_and_judge(job: Job, progress: Progress, world: World) -> dict[str, object]:
+    """Score the validation split and note whether it is the best so far; ties go to the earlier."""
+    logits = evaluate(job, job.corpus.validation, world)
+    scores = world.share(
+        results.score_split(job, job.corpus.validation, logits) if world.is_main else None
+    )
+    value = metrics.select(job.cfg.evaluation.metric, scores)
+    if progress.best is None or value > progress.best:
+        progress.best, progress.best_step, progress.bad_evaluations = value, progress.step, 0
+    else:
+        progress.bad_evaluations += 1
+    return scores
+
+
+# --- the loop -------------------------------------------------------------------------------------
+
+
+def batches_by_step(
+    job: Job, sampler: StepSampler, device: torch.device
+) -> Iterator[tuple[int, list[MicroBatch], float]]:
+    """(step, its micro-batches on this rank, seconds waited for them), from the sampler's first."""
+    generator = torch.Generator()  # the loader draws from it even when it does not shuffle
+    workers = job.cfg.data.workers
+    loader = DataLoader(
+        Texts(job.corpus.train, job.template),
+        batch_sampler=sampler,
+        collate_fn=job.collate,
+        num_workers=workers,
+        worker_init_fn=ignore_in_worker,
+        pin_memory=device.type == "cuda",
+        generator=generator,
+    )
+    stream = iter(loader)
+    for step in range(sampler.first_step, job.steps.total_steps):
+        before = time.perf_counter()
+        first = next(stream)  # before it comes, the sampler has counted its step
+        rest = [next(stream) for _ in range(sampler.counts.popleft() - 1)]
+        yield step, [first, *rest], time.perf_counter() - before
+
+
+def train(
+    job: Job, world: World, run: RunDir | None, log: RunLog, console: Console, stop: StopRequest
+) -> tuple[Progress, str]:
+    """Train to the end, to early stopping or to a stop request; (progress, why it ended).
+
+    Begins at the newest checkpoint of `run`, which is None on every rank but 0. After each step, in
+    this order: log, evaluate, save, stop. What is saved at a step includes its evaluation.
+    """
+    cfg, total = job.cfg, job.steps.total_steps
+    optimizer = make_optimizer(job.model, cfg)
+    progress = resume(job, optimizer, world, run, log, console)
+    model = world.wrap(job.model.train())
+    sampler = job.sampler(world.rank, progress.step)
+    skipped = torch.zeros((), device=world.device)  # updates, since last read
+    meter, estimate = Meter(), Estimate(*workload(job, sampler))
+    console.start_bar(progress.step, total)
+    stream = batches_by_step(job, sampler, world.device)
+    saved = progress.step
+    ended = progress.is_over(job)
+    while not ended:
+        began = time.perf_counter()
+        step, micro_batches, waited_s = next(stream)
+        n = len(sampler.global_batch(step))
+        lr = set_lr(optimizer, step, job)
+        loss = backward(model, micro_batches, n, step, job, world)
+        norm, was_skipped = update(optimizer, cfg.train.max_grad_norm)
+        skipped += was_skipped
+        progress.step += 1
+        console.advance()
+        cells = sum(b.inputs["input_ids"].numel() for b in micro_batches)
+        tokens = sum(b.tokens for b in micro_batches if not b.is_filler)
+        meter.add(examples=n, tokens=tokens, cells=cells, waited_s=waited_s)
+
+        if due(progress.step, cfg.log.every, job):
+            progress.skipped += read_and_clear(skipped)
+            loss = float(world.sum(loss))
+            fields = {"step": progress.step, "epoch": progress.step / job.steps.steps_per_epoch}
+            fields |= {"loss": loss, "lr": lr, "grad_norm": float(norm)}
+            log.write("step", **fields, **meter.report(world.size, world.device))
+            console.show(f"step {progress.step}/{total}  loss {loss:.4f}  lr {lr:.2e}")
+            refuse_nonfinite(progress, cfg)
+        seconds = estimate.add(cells, time.perf_counter() - began)
+        if seconds is not None:
+            console.say(f"the whole run takes about {in_words(seconds)} if it does not stop early")
+        if due(progress.step, cfg.evaluation.every, job):
+            scores = evaluate_and_judge(job, progress, world)
+            is_best = progress.best_step == progress.step
+            log.write("eval", step=progress.step, split="validation", best=is_best, **scores)
+            console.say(results.evaluation_line(job, progress, scores))
+            meter.restart()
+        ended = progress.is_over(job)
+        if not ended and world.largest(int(stop.is_set(progress.step))):
+            ended = f"stopped by {stop.name or 'a signal on another rank'}"
+        improved = progress.best_step == progress.step
+        if ended or improved or due(progress.step, cfg.checkpoint.every, job):
+            progress.skipped += read_and_clear(skipped)
+            world.one_at_first(lambda: save(job, optimizer, progress, run, log))
+            saved = progress.step
+            meter.restart()
+    assert saved == progress.step
+    console.stop_bar()
+    return progress, ended
+
+
+def due(step: int, every: int | str, job: Job) -> bool:
+    """Whether something that happens every so many steps, or each epoch, happens after `step`."""
+    interval = job.steps.steps_per_epoch if every == "epoch" else every
+    return step % interval == 0 or step == job.steps.total_steps
+
+
+def read_and_clear(count: Tensor) -> int:
+    """The number in a device tensor, which begins anew at zero."""
+    value = int(count.item())
+    count.zero_()
+    return value
+
+
+def refuse_nonfinite(progress: Progress, cfg: Config) -> None:
+    """End with 76 once more updates were skipped than are allowed."""
+    if progress.skipped > cfg.train.max_nonfinite:
+        raise Refusal(
+            NON_FINITE,
+            f"{progress.skipped} of {progress.step} steps had a gradient that is not finite, more than "
+            f"train.max_nonfinite={cfg.train.max_nonfinite}; lower optimizer.lr or use fp32",
+        )
+
+
+def workload(job: Job, sampler: StepSampler) -> tuple[float, float]:
+    """Padded tokens of the steps left and of all evaluations left, on this rank."""
+    total, first = job.steps.total_steps, sampler.first_step
+    some = np.unique(np.linspace(first, max(first, total - 1), 50).astype(int))
+    mean = np.mean([sampler.cells(int(step)) for step in some]) if first < total else 0.0
+    every = job.cfg.evaluation.every
+    interval = job.steps.steps_per_epoch if every == "epoch" else every
+    counts = {"validation": -(-(total - first) // interval) + 1, "test": 1}
+    scored = 0.0
+    for name, split in job.corpus.evaluated().items():
+        lengths = job.template.lengths(split)
+        cells = sum(len(rows) * int(lengths[rows].max()) for rows in evaluation_batches(lengths))
+        scored += counts[name] * cells / sampler.num_replicas
+    return float(mean) * (total - first), scored
+
+
+def save(
+    job: Job,
+    optimizer: torch.optim.AdamW,
+    progress: Progress,
+    run: RunDir,
+    log: RunLog,
+) -> None:
+    """A checkpoint of this step, the pointer to the best one, and no more old ones than wanted."""
+    began = time.perf_counter()
+    folder = checkpoint.save(run.checkpoints, job.model, optimizer, asdict(progress))
+    best = run.checkpoints / f"step-{progress.best_step:08d}"
+    if progress.best is not None:
+        pointer = {"checkpoint": best.name, "metric": job.cfg.evaluation.metric}
+        checkpoint.write_json(run.path / "best.json", pointer | {"value": progress.best})
+    if job.cfg.checkpoint.keep != "all":
+        checkpoint.prune(run.checkpoints, job.cfg.checkpoint.keep, best)
+    seconds = round(time.perf_counter() - began, 3)
+    log.write("checkpoint", step=progress.step, folder=folder.name, seconds=seconds)
+
+
+def resume(
+    job: Job,
+    optimizer: torch.optim.AdamW,
+    world: World,
+    run: RunDir | None,
+    log: RunLog,
+    console: Console,
+) -> Progress:
+    """Load the newest checkpoint on rank 0 and give it to all; a new Progress where there is none."""
+
+    def load() -> dict[str, object] | None:
+        folder = checkpoint.newest(run.checkpoints)
+        return checkpoint.load(folder, job.model, optimizer) if folder else None
+
+    saved = world.share(world.one_at_first(load))
+    if saved is None:
+        if log.continues:
+            log.write("resume", step=0)  # it was ended before its first checkpoint
+        return Progress()
+    for tensor in checkpoint.model_tensors(job.model).values():
+        world.broadcast(tensor)
+    for _, tensor in checkpoint.optimizer_tensors(job.model, optimizer):
+        world.broadcast(tensor)
+    progress = Progress(**saved)
+    log.write("resume", step=progress.step, world_size=world.size)
+    console.say(f"going on after step {progress.step} of {job.steps.total_steps}")
+    return progress
+
+
+# --- from the command line to the exit code -------------------------------------------------------
+
+
+def run_training(
+    cfg: Config, world: World, console: Console, stop: StopRequest, *, strict: bool
+) -> int:
+    """Prepare, train, finish: the exit code. Ends at once if this run is finished already."""
+    job = prepare(cfg, world, console.say, strict=strict)
+    run = world.one_at_first(lambda: results.open_directory(job))
+    finished = world.share(results.finished_line(run) if run else None)
+    if finished:
+        console.say(finished)
+        return OK
+    log = RunLog(run.path / "metrics.jsonl" if run else None)
+    recorder = Recorder(lambda fields: log.write("hardware", **fields), job.cfg.log.hardware_s)
+    try:
+        if run:
+            results.start(job, run, log, console, world)
+            recorder.start()
+        progress, reason = train(job, world, run, log, console, stop)
+        if progress.is_over(job) is None:
+            raise Refusal(
+                STOPPED, f"{reason} after step {progress.step}; run the same command to go on"
+            )
+        results.finish(job, world, run, log, console, progress, reason, evaluate)
+    except BaseException as error:
+        if run:
+            results.record_failure(run, log, error)
+        raise
+    finally:
+        console.stop_bar()
+        recorder.stop()
+        log.close()
+        if run:
+            run.close()
+    return OK
+
+
+def check(cfg: Config, world: World, console: Console, *, strict: bool) -> int:
+    """Try everything that a run needs, change nothing, and say what the run would take."""
+    if world.size > 1:
+        raise Refusal(USAGE, "--check is for one process; torchrun is not needed")
+    job = prepare(cfg, world, console.say, strict=strict)
+    probe = results.probe_directory(job)
+    texts = longest_micro_batch(job)
+    try_pass(job, texts, world.device)  # the first pass allocates; the second is the one to time
+    began = time.perf_counter()
+    try_pass(job, texts, world.device)
+    seconds = time.perf_counter() - began
+    sampler = job.sampler(0)
+    lengths = job.template.lengths(job.corpus.train)
+    estimate = Estimate(*workload(job, sampler))
+    estimate.add(0, 0.0)
+    estimate.add(len(texts) * int(lengths[texts].max()), seconds)
+    console.say(f"  {job.steps}")
+    console.say(f"  {probe}")
+    console.say(
+        f"  peak memory of the longest pass ({len(texts)} texts) {peak_memory_gib(world.device):.1f} GiB;"
+        f" the whole run in one process about {in_words(estimate.whole())}"
+    )
+    console.say("check passed")
+    return OK
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        raise Refusal(USAGE, f"{message}; {self.format_usage().strip()}")
+
+
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
+    """The command line; Refusal 64 for one that cannot be meant."""
+    parser = _Parser(prog="train.py", description=__doc__.split("\n")[0])
+    parser.add_argument("--config", default="config.yaml", metavar="FILE")
+    parser.add_argument("--check", action="store_true", help="try everything, train nothing")
+    parser.add_argument(
+        "--strict", action="store_true", help="a warning about the data is an error"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None, stop: StopRequest | None = None) -> int:
+    """Run one process of a training; the exit code of errors.py."""
+    console = Console(speaks=int(os.environ.get("RANK", 0)) == 0)
+    try:
+        args = parse_arguments(sys.argv[1:] if argv is None else argv)
+        cfg = config.load(args.config, args.overrides)
+        if stop is None:
+            stop = StopRequest()
+            stop.listen()
+        with process_group(cfg.run.device, cfg.run.timeout_s) as world:
+            if args.check:
+                return check(cfg, world, console, strict=args.strict)
+            return run_training(cfg, world, console, stop, strict=args.strict)
+    except Refusal as error:
+        if first_to_end(error.exit_code):
+            print(error.message, file=sys.stderr, flush=True)
+        return error.exit_code
+    except Exception:
+        traceback.print_exc()
+        return CRASH
+
+
+def first_to_end(exit_code: int) -> bool:
+    """Leave the exit code in the file that EXIT_CODE_FILE names; whether no other rank had.
+
+    torchrun turns every exit code into 1, so the script that started it reads this file instead.
+    """
+    path = os.environ.get("EXIT_CODE_FILE")
+    if path is None:
+        return int(os.environ.get("RANK", 0)) == 0
+    try:
+        with open(path, "x", encoding="ascii") as file:
+            file.write(f"{exit_code}\n")
+    except FileExistsError:
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    # torchrun restarts what ends with an error; an agreed end is none, and the script has the code.
+    sys.exit(OK if "EXIT_CODE_FILE" in os.environ and code != CRASH else code)
