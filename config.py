@@ -7,6 +7,7 @@ type, so `2e-5` is a number and `yes` as a label stays the word that was written
 import dataclasses
 import difflib
 import json
+import math
 import re
 import types
 import typing
@@ -19,6 +20,7 @@ import yaml
 from errors import BAD_CONFIG, MISSING, Refusal, printable
 
 MAX_BYTES = 1 << 20  # a configuration of over 1 MiB is a mistake or an attack
+MAX_DEPTH = 8  # of YAML, ours needs 3; some thousands take PyYAML seconds, more the whole stack
 
 
 def key(default, *, low=None, high=None, above=None, choices=None, alters=True):
@@ -270,51 +272,62 @@ def dump(cfg: Config) -> str:
 
 def _read_yaml(path: Path) -> Iterator[tuple[str, tuple[yaml.Node, str]]]:
     """Full key -> (node, where it stands) of a YAML file of two levels."""
+    shown = printable(path, 200)
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
-        raise Refusal(MISSING, f"{printable(path)}: no such configuration file") from None
+        raise Refusal(MISSING, f"{shown}: no such configuration file") from None
     except OSError as error:
-        raise Refusal(MISSING, f"{printable(path)}: {error.strerror}") from None
+        raise Refusal(MISSING, f"{shown}: {error.strerror}") from None
     if len(raw) > MAX_BYTES:
-        raise Refusal(BAD_CONFIG, f"{path}: {len(raw)} bytes; a configuration has at most 1 MiB")
-    root = _compose(raw, str(path))
+        raise Refusal(BAD_CONFIG, f"{shown}: {len(raw)} bytes; a configuration has at most 1 MiB")
+    root = _compose(raw, shown)
     if root is None:
         return
     seen: dict[str, int] = {}
-    for section, body in _pairs(root, str(path), "a section"):
-        names = [s.name for s in fields(Config)]
-        line = f"{path} line {section.start_mark.line + 1}"
-        if not isinstance(section, yaml.ScalarNode) or section.value not in names:
-            raise _unknown(getattr(section, "value", section.tag), line)
+    names = [s.name for s in fields(Config)]
+    for section, body in _pairs(root, shown, "a section"):
+        where = f"{shown} line {section.start_mark.line + 1}"
+        if not isinstance(section, yaml.ScalarNode):
+            raise Refusal(BAD_CONFIG, f"{where}: a section must be a word")
+        if section.value not in names:
+            raise _unknown(section.value, where)
+        _refuse_second(section.value, section, seen, where)
         if isinstance(body, yaml.ScalarNode) and body.value == "":
             continue
-        for name, value in _pairs(body, str(path), f"the keys of {section.value}"):
-            where = f"{path} line {name.start_mark.line + 1}"
+        for name, value in _pairs(body, shown, f"the keys of {section.value}"):
+            where = f"{shown} line {name.start_mark.line + 1}"
             if not isinstance(name, yaml.ScalarNode):
                 raise Refusal(BAD_CONFIG, f"{where}: a key must be a word")
             full = f"{section.value}.{name.value}"
-            if full in seen:
-                raise Refusal(
-                    BAD_CONFIG, f"{where}: duplicate key {full}, first on line {seen[full]}"
-                )
-            seen[full] = name.start_mark.line + 1
+            _refuse_second(full, name, seen, where)
             yield full, (value, where)
+
+
+def _refuse_second(name: str, node: yaml.Node, seen: dict[str, int], where: str) -> None:
+    """Note on which line `name` stands; Refusal 78 if it stood on an earlier one."""
+    if name in seen:
+        first = f"first on line {seen[name]}"
+        raise Refusal(BAD_CONFIG, f"{where}: duplicate key {printable(name)}, {first}")
+    seen[name] = node.start_mark.line + 1
 
 
 def _compose(raw: bytes, where: str) -> yaml.Node | None:
     """The node tree of one YAML document without anchors, aliases or tags."""
     try:
         text = raw.decode("utf-8-sig")
+        depth = 0
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            line = event.start_mark.line + 1
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_DEPTH:
+                raise Refusal(BAD_CONFIG, f"{where} line {line}: nested too deeply")
             if getattr(event, "anchor", None) or getattr(event, "tag", None):
-                line = event.start_mark.line + 1
                 raise Refusal(BAD_CONFIG, f"{where} line {line}: anchors and tags are not accepted")
         return yaml.compose(text, Loader=yaml.SafeLoader)
     except UnicodeDecodeError as error:
         raise Refusal(BAD_CONFIG, f"{where}: not UTF-8 at byte {error.start}") from None
-    except RecursionError:
-        raise Refusal(BAD_CONFIG, f"{where}: nested too deeply") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
@@ -332,23 +345,25 @@ def _pairs(node: yaml.Node, path: str, what: str) -> list[tuple[yaml.Node, yaml.
 def _override_node(value: str) -> yaml.Node:
     """A command-line value: YAML where it is a list or a map, otherwise the text as it stands."""
     if re.match(r"\s*[\[{]", value):
-        node = _compose(value.encode(), "command line")
+        node = _compose(value.encode(errors="surrogateescape"), "command line")
         if node is not None:
             return node
     return yaml.ScalarNode("tag:yaml.org,2002:str", value)
 
 
-def _unknown(name: object, where: str) -> Refusal:
-    full = [*settings()]
-    word = str(name).rpartition(".")[2]
-    guess = ELSEWHERE.get(word) or next((k for k in full if k.endswith("." + word)), None)
+def _unknown(name: str, where: str) -> Refusal:
+    full, word = [*settings()], name.rpartition(".")[2]
+    words = {k.rpartition(".")[2]: k for k in reversed(full)}
+    guess = ELSEWHERE.get(word) or words.get(word)
     if guess is None:
-        near = difflib.get_close_matches(str(name), full, n=1, cutoff=0.6)
-        near_word = difflib.get_close_matches(word, [k.rpartition(".")[2] for k in full], n=1)
-        guess = (near or [k for k in full if near_word and k.endswith("." + near_word[0])] or [""])[
-            0
-        ]
+        if "." not in name:  # it may be a section that is meant
+            words |= {s.name: s.name for s in fields(Config) if s.name != name}
+        near = [words[w] for w in difflib.get_close_matches(word, words, n=1)]
+        near_full = difflib.get_close_matches(name, full, n=1)
+        guess = next(iter(near_full + near if "." in name else near + near_full), None)
     hint = f"; did you mean {guess}?" if guess else f"; the sections are {_sections()}"
+    if guess == name:  # at the top level of a file
+        hint = f"; write '{word}:' on a line of its own below '{name.partition('.')[0]}:'"
     return Refusal(BAD_CONFIG, f"{where}: unknown key {printable(name)}{hint}")
 
 
@@ -429,6 +444,8 @@ def _scalar(node: yaml.Node, kind: type) -> object:
         raise ValueError(f"expected a single value, found a {node.id}")
     text = node.value
     if kind is str:
+        if "\0" in text:  # no file name, and a crash where one is opened
+            raise ValueError("expected a text without NUL")
         return text
     if kind is bool:
         words = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
@@ -438,6 +455,8 @@ def _scalar(node: yaml.Node, kind: type) -> object:
     if not re.fullmatch(r"[+-]?(\d[\d_]*\.?\d*|\.\d+)([eE][+-]?\d+)?", text) or len(text) > 40:
         raise ValueError(f"expected a number, found '{printable(text)}'")
     number = float(text.replace("_", ""))
+    if not math.isfinite(number):  # 1e999
+        raise ValueError(f"expected a finite number, found '{printable(text)}'")
     if kind is float:
         return number
     if not number.is_integer():

@@ -282,7 +282,7 @@ def _csv_records(path: Path, delimiter: str) -> Iterator[list[str]]:
             yield record
     except csv.Error as error:
         raise Refusal(
-            BAD_DATA, f"{path}: line {reader.line_num}: broken quoting: {error}"
+            BAD_DATA, f"{path}: line {reader.line_num}: broken quoting: {printable(error)}"
         ) from None
 
 
@@ -293,6 +293,8 @@ def _jsonl_records(path: Path) -> Iterator[list]:
             continue
         try:
             record = json.loads(line)
+            if "\\ud" in line.lower():  # half of a surrogate pair is no character; tokenizers crash
+                json.dumps(record, ensure_ascii=False).encode()
         except (ValueError, RecursionError) as error:
             raise Refusal(
                 BAD_DATA, f"{path}: line {number}: not JSON: {printable(error)}"
@@ -371,6 +373,14 @@ def _split_off(table: Table, seed: int) -> tuple[Table, Table]:
             f"{table.path}: {len(groups)} groups are too few to hold some out; "
             "give data.validation",
         )
+    for part in (rest, held):
+        lost = sorted(set(table.labels) - {table.labels[i] for i in part})
+        if lost:
+            raise Refusal(
+                BAD_DATA,
+                f"{table.path}: label '{printable(lost[0])}' has too few rows or groups to be in "
+                "both parts when validation is held out; give data.validation",
+            )
     return table.keep(rest), table.keep(sorted(held))
 
 

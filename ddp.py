@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import inspect
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -97,8 +98,11 @@ class World:
         if self.size == 1:
             return model
         ids = [self.device.index] if self.device.type == "cuda" else None
+        # The models' only buffers are constants. torch 2.13 renamed the option that sends them.
+        known = inspect.signature(DistributedDataParallel).parameters
+        option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
         return DistributedDataParallel(
-            model, device_ids=ids, gradient_as_bucket_view=True, broadcast_buffers=False
+            model, device_ids=ids, gradient_as_bucket_view=True, **{option: False}
         )
 
     def no_sync(self, model: nn.Module, *, unless: bool) -> contextlib.AbstractContextManager:
@@ -141,7 +145,8 @@ def nvidia_driver() -> str | None:
 def process_group(device: str = "auto", timeout_s: int = 1800) -> Iterator[World]:
     """The World of this process, from torchrun's environment; alone if there is none.
 
-    The group is torn down on success only: after an error that can hang and hide the cause.
+    The group is torn down after success and agreed ends only: after an error that can hang and
+    hide the cause.
     """
     rank = int(os.environ.get("RANK", 0))
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
@@ -154,7 +159,12 @@ def process_group(device: str = "auto", timeout_s: int = 1800) -> Iterator[World
             "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo",
             timeout=datetime.timedelta(seconds=timeout_s),
         )
-    yield World(rank, local_rank, size, place)
+    try:
+        yield World(rank, local_rank, size, place)
+    except Refusal:  # on every rank alike
+        if size > 1:
+            dist.destroy_process_group()
+        raise
     if size > 1:
         dist.barrier()
         dist.destroy_process_group()

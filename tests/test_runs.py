@@ -1,0 +1,230 @@
+"""Same seed, same bytes: whatever is logged or saved, and however often a run is interrupted."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import pipeline
+
+import runlog
+import tiny
+import train
+
+PROGRAM = Path(train.__file__).resolve()
+
+
+def files(folder: Path) -> dict[str, object]:
+    """What must be the same: the bytes of the model and of the last state, and the metrics."""
+    best = (folder / "best" / "model.safetensors").read_bytes()
+    kept = sorted((folder / "checkpoints").glob("step-*"))
+    last = {p.name: p.read_bytes() for p in sorted(kept[-1].glob("*.safetensors"))}
+    events = runlog.comparable(runlog.read(folder / "metrics.jsonl"))
+    predictions = (folder / "predictions" / "validation.jsonl").read_bytes()
+    return {"best": best, "last": last, "events": events, "predictions": predictions}
+
+
+def weights(folder: Path) -> bytes:
+    """The model after the last step."""
+    last = sorted((folder / "checkpoints").glob("step-*"))[-1]
+    return (last / "model.safetensors").read_bytes()
+
+
+def arguments(folder: Path, name: str, **changes: object) -> list[str]:
+    changes = {"run__name": name, "checkpoint__keep": "all", "evaluation__patience": ""} | changes
+    return tiny.settings(folder, **changes)
+
+
+@pytest.fixture(scope="module")
+def plain(small) -> Path:
+    """An undisturbed run: 5 steps an epoch, 10 in all."""
+    assert tiny.run(arguments(small, "plain")) == 0
+    return small / "runs" / "plain"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"log__every": 3, "checkpoint__every": 2},
+        {"data__workers": 2},
+        {"log__hardware_s": 0.05},
+    ],
+)
+def test_what_does_not_alter_the_result_does_not(small, plain, changes, request):
+    name = "same-" + str(abs(hash(request.node.name)))
+    assert tiny.run(arguments(small, name, **changes)) == 0
+    ours, theirs = files(small / "runs" / name), files(plain)
+    if "log__every" in changes:
+        steps = {e["step"] for e in ours["events"] if e["event"] == "step"}
+        theirs["events"] = [
+            e for e in theirs["events"] if e["event"] == "eval" or e["step"] in steps
+        ]
+    assert ours == theirs
+
+
+def test_hash_seed_and_working_directory_do_not_alter_the_result(small, plain, tmp_path):
+    command = [sys.executable, PROGRAM, "--config", os.devnull, *arguments(small, "elsewhere")]
+    environment = os.environ | {"PYTHONHASHSEED": "77", "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
+    assert files(small / "runs" / "elsewhere") == files(plain)
+
+
+def test_control_another_seed_gives_other_bytes(small, plain):
+    assert tiny.run(arguments(small, "other", run__seed=43)) == 0
+    assert weights(small / "runs" / "other") != weights(plain)
+
+
+def test_the_evaluation_interval_does_not_alter_the_weights(small, plain):
+    assert tiny.run(arguments(small, "often", evaluation__every=1)) == 0
+    assert weights(small / "runs" / "often") == weights(plain)
+
+
+def test_best_has_the_bytes_of_the_step_that_the_log_names(small):
+    assert tiny.run(arguments(small, "named", evaluation__every=1, checkpoint__every=1)) == 0
+    folder = small / "runs" / "named"
+    events = runlog.read(folder / "metrics.jsonl")
+    scores = {e["step"]: e["f1_macro"] for e in events if e["event"] == "eval"}
+    named = events[-1]["best_step"]
+    assert named == max(scores, key=lambda step: (scores[step], -step)), "ties go to the earlier"
+    from safetensors.torch import load_file
+
+    best = load_file(folder / "best" / "model.safetensors")
+    same = [
+        step
+        for step in scores
+        if all(
+            torch.equal(best[name], tensor)
+            for name, tensor in load_file(
+                folder / "checkpoints" / f"step-{step:08d}" / "model.safetensors"
+            ).items()
+        )
+    ]
+    assert same == [named]
+
+
+INTERRUPTED = [(1,), (4,), (5,), (7,), (1, 2, 3, 8, 9)]
+
+
+@pytest.mark.parametrize("stops", INTERRUPTED, ids=str)
+def test_stopped_and_resumed_gives_the_same_bytes(small, plain, stops):
+    name = "stopped-" + "-".join(map(str, stops))
+    for _ in stops:
+        assert tiny.run(arguments(small, name), *stops) == 75
+        stops = stops[1:]
+    assert tiny.run(arguments(small, name)) == 0
+    assert files(small / "runs" / name) == files(plain)
+
+
+def test_control_dropout_seeded_once_a_process_does_not_survive_a_stop(small, plain, monkeypatch):
+    monkeypatch.setattr(train, "dropout_seed", lambda seed, step, rank, micro: seed)
+    seeded = []
+
+    def once(seed: int) -> None:
+        if not seeded:
+            torch.random.default_generator.manual_seed(seed)
+        seeded.append(seed)
+
+    monkeypatch.setattr(train.torch, "manual_seed", once)
+    assert tiny.run(arguments(small, "once")) == 0
+    for stop in ([3], []):
+        seeded.clear()
+        tiny.run(arguments(small, "once-stopped"), *stop)
+    assert weights(small / "runs" / "once-stopped") != weights(small / "runs" / "once")
+
+
+def run_as_rank(argument_lists: list[tuple[list[str], tuple[int, ...]]]) -> list[int]:
+    """Exit codes of consecutive starts in one rank."""
+    codes = []
+    for arguments_, stops in argument_lists:
+        codes.append(tiny.run(arguments_, *stops))
+    return codes
+
+
+@pytest.mark.dist
+def test_two_processes_stopped_and_resumed_give_the_same_bytes(small):
+    undisturbed = arguments(small, "two", evaluation__every=2)
+    stopped = arguments(small, "two-stopped", evaluation__every=2)
+    starts = [(undisturbed, ()), (stopped, (1,)), (stopped, (3,)), (stopped, (6,)), (stopped, ())]
+    assert tiny.run_ranks(2, run_as_rank, starts) == [[0, 75, 75, 75, 0]] * 2
+    runs = small / "runs"
+    assert files(runs / "two-stopped") == files(runs / "two")
+
+
+def test_patience_and_best_score_survive_a_stop(small):
+    changes = {"evaluation__every": 1, "evaluation__patience": 2, "optimizer__lr": 1e-9}
+    assert tiny.run(arguments(small, "patient", **changes)) == 0
+    whole = small / "runs" / "patient"
+    ended = runlog.read(whole / "metrics.jsonl")[-1]
+    assert ended["best_step"] == 1 and ended["results"]["steps"] == 3, "nothing is learnt at 1e-9"
+    assert tiny.run(arguments(small, "patient-stopped", **changes), 2) == 75
+    assert tiny.run(arguments(small, "patient-stopped", **changes)) == 0
+    assert files(small / "runs" / "patient-stopped") == files(whole)
+
+
+def test_the_same_command_again_says_that_the_run_is_finished(small, plain, capsys):
+    before = {p: p.stat().st_mtime_ns for p in plain.rglob("*")}
+    assert tiny.run(arguments(small, "plain")) == 0
+    assert "is finished: validation macro-F1" in capsys.readouterr().err
+    assert {p: p.stat().st_mtime_ns for p in plain.rglob("*")} == before
+
+
+def test_a_finished_run_keeps_only_the_best(small):
+    assert tiny.run(arguments(small, "kept", checkpoint__keep=1)) == 0
+    folder = small / "runs" / "kept"
+    names = {p.name for p in folder.iterdir()}
+    assert names == {
+        *("config.yaml", "metrics.jsonl", "train.log", "run_state.json", "results.json"),
+        *("data_report.json", "predictions", "best", "lock"),
+    }
+    assert json.loads((folder / "run_state.json").read_text())["status"] == "completed"
+
+
+def test_a_run_begun_with_other_settings_is_refused_with_the_difference(small, plain, capsys):
+    assert tiny.run(arguments(small, "plain", optimizer__lr=5e-4)) == 78
+    assert "optimizer.lr=0.001, not 0.0005" in capsys.readouterr().err
+    assert tiny.run(arguments(small, "plain", log__every=7)) == 0, "control: harmless changes pass"
+
+
+def test_a_model_overfits_sixteen_texts_and_the_pipeline_gives_its_logits(tmp_path, small):
+    records = tiny.rows(16, seed=5, positives=0.5)
+    tiny.write_csv(tmp_path / "train.csv", records)
+    shutil.copytree(small / "model-without-dropout", tmp_path / "model")
+    changes = {"train__epochs": 40, "optimizer__lr": 3e-3, "data__leaks": "keep"}
+    changes |= {"data__validation": tmp_path / "train.csv", "run__name": "fit"}
+    assert tiny.run(tiny.settings(tmp_path, evaluation__patience="", **changes)) == 0
+    folder = tmp_path / "runs" / "fit"
+    assert json.loads((folder / "results.json").read_text())["validation"]["f1_macro"] == 1.0
+    classify = pipeline("text-classification", str(folder / "best"), top_k=None)
+    lines = (folder / "predictions" / "validation.jsonl").read_text().splitlines()
+    for record, line in zip(records, lines, strict=True):
+        scores = {s["label"]: s["score"] for s in classify(record["text"])}
+        ours = json.loads(line)
+        assert ours["predicted"] == max(scores, key=scores.get) == record["label"]
+        assert [scores["0"], scores["1"]] == pytest.approx(ours["probabilities"], abs=1e-5)
+
+
+@pytest.mark.dist
+def test_evaluation_counts_every_text_once_for_any_number_of_ranks(small):
+    one = logits(small)
+    for size in (2, 4):
+        for theirs in tiny.run_ranks(size, logits, small):
+            for name, array in theirs.items():
+                assert np.abs(array - one[name]).max() < 1e-5
+                assert len(array) == len(one[name])
+
+
+def logits(folder: Path) -> dict[str, np.ndarray]:
+    """Logits of the training texts and of fewer texts than ranks."""
+    with train.process_group("cpu") as world:
+        job = tiny.make_job(tiny.settings(folder), world)
+        few = tiny.make_job(tiny.settings(folder, data__limit=3, data__leaks="keep"), world)
+        return {
+            "many": train.evaluate(job, job.corpus.train, world),
+            "few": train.evaluate(few, few.corpus.validation, world),
+        }

@@ -1,0 +1,157 @@
+"""The update is that of the whole global batch, however it is cut; dropout, clipping, skipping."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.utils.class_weight import compute_class_weight
+
+import tiny
+import train
+from batches import Texts
+from ddp import process_group
+
+SMOOTHING = 0.1
+
+
+def gradients(folder, dtype, micro, *, naive=False) -> list[np.ndarray]:
+    """The gradient of each step of an epoch on this rank, flat. 33 texts: batches of 16, 16 and 1."""
+    with process_group("cpu") as world:
+        job = tiny.make_job(arguments(folder, micro), world)
+        job.model.to(dtype)
+        object.__setattr__(job, "class_weights", job.class_weights.to(dtype))
+        model, sampler = world.wrap(job.model), job.sampler(world.rank)
+        texts, result = Texts(job.corpus.train, job.template), []
+        for step in range(job.steps.steps_per_epoch):
+            n = len(sampler.global_batch(step))
+            batches = [job.collate([texts[i] for i in m]) for m in sampler.micro_batches(step)]
+            if naive:
+                naive_backward(model, batches, job.class_weights)
+            else:
+                train.backward(model, batches, n, step, job, world)
+            flat = torch.cat([p.grad.flatten() for p in model.parameters()])
+            result.append(flat.double().numpy())
+            model.zero_grad()
+    return result
+
+
+def naive_backward(model, batches, class_weights) -> None:
+    """What is usually written: the weighted mean of each micro-batch, averaged."""
+    for batch in batches:
+        logits = model(**batch.inputs).logits
+        mean = F.cross_entropy(
+            logits, batch.labels, weight=class_weights, label_smoothing=SMOOTHING
+        )
+        (mean / len(batches)).backward()
+
+
+def arguments(folder, micro) -> list[str]:
+    changes = {"train__global_batch_size": 16, "train__micro_batch_size": micro}
+    changes |= {"train__label_smoothing": SMOOTHING, "train__precision": "fp32"}
+    return tiny.settings(folder, model__name=folder / "model-without-dropout", **changes)
+
+
+def distance(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+
+
+def gradients_of_all(folder, cases) -> list[list[np.ndarray]]:
+    return [gradients(folder, dtype, micro) for dtype, micro in cases]
+
+
+LIMITS = {torch.float32: 1e-6, torch.float64: 1e-12}
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("ranks, micros", [(1, [3, 1]), (2, [16, 3]), (4, [16, 1])])
+def test_the_gradient_does_not_depend_on_the_split(small, ranks, micros):
+    whole = {dtype: gradients(small, dtype, 16) for dtype in LIMITS}
+    cases = [(dtype, micro) for dtype in LIMITS for micro in micros]
+    if ranks == 1:
+        split = [gradients_of_all(small, cases)]
+    else:
+        split = tiny.run_ranks(ranks, gradients_of_all, small, cases)
+    for rank in split:
+        for (dtype, micro), steps in zip(cases, rank, strict=True):
+            for step, gradient in enumerate(steps):
+                error = distance(gradient, whole[dtype][step])
+                assert error < LIMITS[dtype], (dtype, micro, step)
+
+
+def test_control_the_mean_of_weighted_means_depends_on_the_split(small):
+    whole = gradients(small, torch.float64, 16)
+    naive = gradients(small, torch.float64, 3, naive=True)
+    assert distance(naive[0], whole[0]) > 1e-2 and distance(naive[1], whole[1]) > 1e-2
+
+
+def test_the_loss_is_the_weighted_sum_over_the_count_of_examples():
+    logits, labels = torch.randn(6, 3, dtype=torch.float64), torch.tensor([0, 0, 1, 2, 0, 1])
+    weights = torch.tensor([0.5, 2.0, 3.0], dtype=torch.float64)
+    target = torch.full((6, 3), SMOOTHING / 3, dtype=torch.float64)
+    target[range(6), labels] += 1 - SMOOTHING
+    per_example = -(target * logits.log_softmax(1)).sum(1)
+    expected = (weights[labels] * per_example).sum() / 6
+    assert torch.allclose(train.step_loss(logits, labels, weights, 6, SMOOTHING), expected)
+    library = F.cross_entropy(logits, labels, weight=weights, label_smoothing=SMOOTHING)
+    assert not torch.allclose(library, expected), "control: another formula"
+
+
+def test_class_weights_equal_scikit_learns_balanced(small):
+    job = tiny.make_job(tiny.settings(small))
+    labels = job.corpus.train.labels
+    expected = compute_class_weight("balanced", classes=np.array([0, 1]), y=labels)
+    assert job.class_weights.tolist() == pytest.approx(expected.tolist(), rel=1e-7)
+    assert job.class_weights[job.corpus.train.labels].mean().item() == pytest.approx(1, rel=1e-6)
+
+
+def test_dropout_is_on_in_training_and_off_in_evaluation(small):
+    job = tiny.make_job(tiny.settings(small))
+    texts = Texts(job.corpus.train, job.template)
+    inputs = job.collate([texts[i] for i in range(8)]).inputs
+    assert job.model.training
+    first, second = (job.model(**inputs).logits for _ in range(2))
+    assert not torch.equal(first, second)
+    one, two = (train.evaluate(job, job.corpus.validation, tiny.alone()) for _ in range(2))
+    assert (one == two).all() and job.model.training
+
+
+def test_dropout_is_seeded_by_step_rank_and_micro_batch():
+    seeds = {
+        train.dropout_seed(s, t, r, m)
+        for s in (1, 42)
+        for t in range(20)
+        for r in range(4)
+        for m in range(4)
+    }
+    assert len(seeds) == 2 * 20 * 4 * 4 and max(seeds) < 2**63
+
+
+def an_optimizer(gradient: list[float]) -> tuple[torch.nn.Parameter, torch.optim.AdamW]:
+    parameter = torch.nn.Parameter(torch.tensor([1.0, -2.0, 3.0]))
+    optimizer = torch.optim.AdamW([parameter], lr=0.1, fused=True)
+    parameter.grad = torch.tensor(gradient)
+    return parameter, optimizer
+
+
+def test_clipping_is_by_the_global_norm_and_gives_torchs_update():
+    (ours, a), (theirs, b) = an_optimizer([3.0, 4.0, 0.0]), an_optimizer([3.0, 4.0, 0.0])
+    norm, skipped = train.update(a, 1.0)
+    torch.nn.utils.clip_grad_norm_([theirs], 1.0)
+    b.step()
+    assert torch.equal(ours, theirs) and (float(norm), float(skipped)) == (5.0, 0.0)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("max_norm", [1.0, None])
+def test_an_update_that_is_not_finite_is_skipped_and_counted(bad, max_norm):
+    parameter, optimizer = an_optimizer([0.5, 0.5, 0.5])
+    train.update(optimizer, max_norm)
+    moved, state = parameter.detach().clone(), optimizer.state[parameter]
+    before = {name: value.clone() for name, value in state.items()}
+    parameter.grad = torch.tensor([1.0, bad, 0.0])
+    _, skipped = train.update(optimizer, max_norm)
+    assert float(skipped) == 1.0 and torch.equal(parameter, moved)
+    assert all(torch.equal(state[name], value) for name, value in before.items())
+    parameter.grad = torch.tensor([1.0, 1.0, 0.0])
+    assert float(train.update(optimizer, max_norm)[1]) == 0.0, "control: the next one counts"
+    assert not torch.equal(parameter, moved) and float(state["step"]) == 2.0
