@@ -19,7 +19,7 @@ def tfidf(
     classes: int,
     seed: int,
 ) -> dict[str, np.ndarray]:
-    """Class probabilities (n, K) float32 of each list of texts from a linear model of the training texts.
+    """Class probabilities (n, K) float32 of each list of texts, from a linear model.
 
     Character 1- to 4-grams inside words, which serve languages without spaces too; sublinear term
     frequency, in at least two texts, 200,000 features; classes balanced.

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -12,29 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from errors import CANNOT_WRITE, MISSING, Refusal
-
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps of each parameter
-
-
-def create_optimizer_state(optimizer: torch.optim.AdamW) -> None:
-    """Zero moments for every parameter, as AdamW's first step would make them."""
-    for group in optimizer.param_groups:
-        for p in group["params"]:
-            optimizer.state[p] = {
-                "step": torch.zeros((), dtype=torch.float32, device=p.device),
-                "exp_avg": torch.zeros_like(p, memory_format=torch.preserve_format),
-                "exp_avg_sq": torch.zeros_like(p, memory_format=torch.preserve_format),
-            }
-
-
-def optimizer_tensors(
-    model: nn.Module, optimizer: torch.optim.AdamW
-) -> Iterator[tuple[str, Tensor]]:
-    """Each tensor of AdamW's state with its name, in the model's order."""
-    for name, parameter in model.named_parameters():
-        for moment in MOMENTS:
-            if parameter in optimizer.state:
-                yield f"{moment}.{name}", optimizer.state[parameter][moment]
+from optimizer import state_tensors
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -62,7 +40,7 @@ def save(
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         save_file(_contiguous(model_tensors(model)), temporary / "model.safetensors")
-        moments = dict(optimizer_tensors(model, optimizer))
+        moments = dict(state_tensors(model, optimizer))
         save_file(_contiguous(moments), temporary / "optimizer.safetensors")
         (temporary / "state.json").write_text(json.dumps(state), encoding="utf-8")
         seal(temporary)
@@ -178,13 +156,13 @@ def load(folder: Path, model: nn.Module, optimizer: torch.optim.AdamW) -> dict[s
     """Model, optimizer state and the `state` given to `save`."""
     load_weights(folder, model)
     moments = load_file(folder / "optimizer.safetensors")
-    for name, tensor in optimizer_tensors(model, optimizer):
+    for name, tensor in state_tensors(model, optimizer):
         tensor.copy_(moments[name])
     return json.loads((folder / "state.json").read_text(encoding="utf-8"))
 
 
 def export(model: nn.Module, tokenizer, folder: Path) -> None:
-    """A transformers folder, as `pipeline("text-classification", folder)` loads it; whole or absent."""
+    """A transformers folder that `pipeline("text-classification")` loads; whole or absent."""
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -20,11 +20,11 @@ import yaml
 from errors import BAD_CONFIG, MISSING, Refusal, printable
 
 MAX_BYTES = 1 << 20  # a configuration of over 1 MiB is a mistake or an attack
-MAX_DEPTH = 8  # of YAML, ours needs 3; some thousands take PyYAML seconds, more the whole stack
+MAX_DEPTH = 8  # of YAML, ours needs 3; thousands of levels hang PyYAML, or exhaust the stack
 
 
 def key(default, *, low=None, high=None, above=None, choices=None, alters=True):
-    """A setting. low <= value <= high, value > above; `alters`: it can change the result of a run."""
+    """A setting. low <= value <= high, value > above; `alters`: it can change a run's result."""
     check = {"low": low, "high": high, "above": above, "choices": choices, "alters": alters}
     if isinstance(default, dict | list):
         return field(default_factory=lambda: default, metadata=check)
@@ -83,7 +83,9 @@ class TrainConfig:
     micro_batch_tokens: int | str = key("auto", low=8, choices=("auto",), alters=False)
     accumulation_steps: int | str = key("auto", low=1, choices=("auto",), alters=False)
     precision: str = key("auto", choices=("auto", "fp32", "bf16"))
-    class_weights: str | dict[str, float] = key("balanced", choices=("balanced", "none"), above=0)
+    class_weights: str | dict[str, float] = key(  # noqa: RUF009  a str by default
+        "balanced", choices=("balanced", "none"), above=0
+    )
     label_smoothing: float = key(0.0, low=0, high=0.9)
     max_grad_norm: float | None = key(1.0, above=0)
     max_nonfinite: int = key(10, low=0)
@@ -158,7 +160,7 @@ class Config:
     speed: SpeedConfig = field(default_factory=SpeedConfig)
 
 
-# Settings as other trainers call them (transformers' TrainingArguments, Lightning, our own history).
+# Settings as other trainers call them (transformers' TrainingArguments, Lightning).
 ELSEWHERE = {
     "learning_rate": "optimizer.lr",
     "num_train_epochs": "train.epochs",
@@ -227,7 +229,7 @@ def load(path: str | Path | None, overrides: Iterable[str] = ()) -> Config:
 
 
 def build(values: Mapping[str, object]) -> Config:
-    """A Config from full keys to values of the declared types; what is not named has its default."""
+    """A Config from full keys to values of the declared types, defaults elsewhere."""
     sections = {}
     for section in fields(Config):
         given = {

@@ -18,7 +18,7 @@ class Console:
     def record(self, path: Path) -> None:
         """From now on keep the lines in `path` too, those said so far included."""
         if self._speaks and self._file is None:
-            self._file = open(path, "a", encoding="utf-8")
+            self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
             for line in self._early:
                 self._write(line)
 

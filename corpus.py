@@ -1,4 +1,4 @@
-"""Texts tokenised once into flat arrays that are memory-mapped, cached under what they came from."""
+"""Texts tokenised once into flat memory-mapped arrays, cached under what they came from."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""From files to splits: rows with text, label index, slices and row numbers; faults named by row."""
+"""From files to splits: texts, label indices, slices and row numbers; faults named by row."""
 
 import csv
 import hashlib
@@ -29,7 +29,7 @@ SHOWN = 10  # rows listed of each finding
 
 @dataclass
 class Table:
-    """The cells of one file that are needed, by column; `rows` are counted from 1 below the header."""
+    """The cells of one file that are needed, by column; `rows` count from 1 below the header."""
 
     path: Path
     texts: list[str] = field(default_factory=list)
@@ -57,7 +57,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Split:
-    """One split, checked: texts, labels (N,) int64 in 0..K-1, rows (N,), column -> (codes, names)."""
+    """One split: texts, labels (N,) int64 in 0..K-1, rows (N,), column -> (codes, names)."""
 
     texts: list[str]
     labels: np.ndarray
@@ -85,10 +85,10 @@ def read_splits(cfg: DataConfig, *, seed: int) -> Splits:
     """
     findings: list[str] = []
     train = _read(cfg.train, cfg, findings)
-    slice_columns = tuple(train.slices)
-    test = _read(cfg.test, cfg, findings, slice_columns) if cfg.test else None
+    validation = _read(cfg.validation, cfg, findings) if cfg.validation else None
+    test = _read(cfg.test, cfg, findings) if cfg.test else None
+    _keep_common_slices([t for t in (train, validation, test) if t])
     if cfg.validation:
-        validation = _read(cfg.validation, cfg, findings, slice_columns)
         train, validation = (_limit(t, cfg.limit, seed) for t in (train, validation))
     else:
         train = _limit(train, cfg.limit, seed)
@@ -136,22 +136,20 @@ def file_hash(path: str | Path) -> str:
 
 
 def normalised(text: str) -> str:
-    """The form in which two texts count as the same: NFKC, case folded, white space as one blank."""
+    """The form in which two texts count as the same: NFKC, case folded, single blanks."""
     if text.isascii():
         return " ".join(text.lower().split())
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
-def _read(
-    name: str, cfg: DataConfig, findings: list[str], slice_columns: tuple[str, ...] | None = None
-) -> Table:
-    """One file as a Table without its bad rows. slice_columns: those that another split has."""
+def _read(name: str, cfg: DataConfig, findings: list[str]) -> Table:
+    """One file as a Table without its bad rows."""
     path = Path(name)
     records = _records(path)
     columns = next(records, None)
     if columns is None:
         raise Refusal(BAD_DATA, f"{path}: the file is empty")
-    wanted = _wanted_columns(path, columns, cfg, slice_columns)
+    wanted = _wanted_columns(path, columns, cfg)
     table = Table(path, slices={column: [] for column in wanted["slices"]})
     bad: list[str] = []
     for row, record in enumerate(records, 1):
@@ -180,10 +178,8 @@ def _read(
     return table
 
 
-def _wanted_columns(
-    path: Path, columns: Sequence[str], cfg: DataConfig, slice_columns: tuple[str, ...] | None
-) -> dict[str, object]:
-    """Where in a record the text, label, group and slices are; Refusal 65 for a column not there."""
+def _wanted_columns(path: Path, columns: Sequence[str], cfg: DataConfig) -> dict[str, object]:
+    """Where in a record the text, label, group and slices are; Refusal 65 if not there."""
 
     def place(key: str, column: str) -> int:
         if column in columns:
@@ -193,16 +189,22 @@ def _wanted_columns(
             BAD_DATA, f"{path}: no column '{printable(column)}' ({key}); the file has: {has}"
         )
 
-    if slice_columns is None:
-        slice_columns = cfg.slice_columns
-        if slice_columns == "auto":
-            slice_columns = tuple(c for c in columns if c in SLICE_WORDS)
+    slice_columns = cfg.slice_columns
+    if slice_columns == "auto":
+        slice_columns = tuple(c for c in columns if c in SLICE_WORDS)
     return {
         "text": place("data.text_column", cfg.text_column),
         "label": place("data.label_column", cfg.label_column),
         "group": place("data.group_column", cfg.group_column) if cfg.group_column else None,
         "slices": {c: place("data.slice_columns", c) for c in slice_columns},
     }
+
+
+def _keep_common_slices(tables: list[Table]) -> None:
+    """Drop slice columns that some file lacks, which only `auto` lets pass."""
+    common = set.intersection(*(set(t.slices) for t in tables))
+    for table in tables:
+        table.slices = {c: values for c, values in table.slices.items() if c in common}
 
 
 def _word(cell: object) -> str:
@@ -304,17 +306,8 @@ def _jsonl_records(path: Path) -> Iterator[list]:
         if columns is None:
             columns = list(record)
             yield columns
-        missing = [c for c in columns if c not in record]
-        if missing:
-            raise Refusal(
-                BAD_DATA, f"{path}: line {number}: no '{printable(missing[0])}', which line 1 has"
-            )
-        cells = [record[c] for c in columns]
-        if any(isinstance(c, dict | list) for c in cells):
-            raise Refusal(
-                BAD_DATA, f"{path}: line {number}: expected plain values, found a nested one"
-            )
-        yield cells
+        # What is missing or nested has no value here: a bad row only where it is needed.
+        yield [None if isinstance(c := record.get(k), dict | list) else c for k in columns]
 
 
 def _parquet_records(path: Path) -> Iterator[list]:
@@ -385,7 +378,7 @@ def _split_off(table: Table, seed: int) -> tuple[Table, Table]:
 
 
 def _label_names(train: Table) -> list[str]:
-    """The labels in order: by value if all are numbers, else by the alphabet. Refusal 65 for one."""
+    """The labels in order: by value if all are numbers, else by alphabet; 65 for one."""
     names = sorted(set(train.labels))
     if len(names) < 2:
         raise Refusal(BAD_DATA, f"{train.path}: only one label, '{printable(names[0])}'")

@@ -43,7 +43,7 @@ class World:
         return tensor
 
     def largest(self, value: int) -> int:
-        """The largest `value` of any rank: how ranks agree. Over CPU, so no device is waited for."""
+        """The largest `value` of any rank: how ranks agree. Over CPU: no device is waited for."""
         if self.size == 1:
             return value
         number = torch.tensor([value], dtype=torch.int64)

@@ -62,7 +62,7 @@ def refuse_old_python(version: tuple = sys.version_info) -> None:
 
 def unmet(minimum: dict) -> list:
     """What this interpreter lacks, each as `torch >= 2.11 (found 2.5.1)`. Nothing is imported."""
-    from importlib import metadata  # from Python 3.8
+    from importlib import metadata  # not in Python 3.7
 
     lacking = []
     for name, wanted in minimum.items():
@@ -179,8 +179,16 @@ def make_venv(tests: bool) -> None:
     if not _runs(venv_python(), "pip"):
         say(f"making {VENV}: a few seconds")
         _run([sys.executable, "-m", "venv", "--clear", str(VENV)], log)
-    build = install_torch(log, replace=before.get("build") == "cpu" and not wants_cpu_build())
-    say("installing the other packages of requirements: about 100 MB to download, 500 MB on disk")
+        before = {}
+    build = before.get("build")
+    if build == "cpu" and not wants_cpu_build():
+        _run([str(venv_python()), "-m", "pip", "uninstall", "--yes", "torch"], log)
+        build = None  # for pip, 2.13.0+cpu would do as 2.13.0
+    if build is None or not digests(False).items() <= before.items():
+        build = install_torch(log)
+        say("installing the other packages: about 100 MB to download, 500 MB on disk")
+    else:
+        say("installing the test tools: about 20 MB to download, 60 MB on disk")
     pip(log, "-r", str(ROOT / ("requirements-dev.txt" if tests else "requirements.txt")))
     marker = {**digests(tests), "build": build}
     temporary = MARKER.with_name("complete.tmp")
@@ -189,7 +197,7 @@ def make_venv(tests: bool) -> None:
     say(f"{VENV} is ready")
 
 
-def install_torch(log: Path, *, replace: bool) -> str:
+def install_torch(log: Path) -> str:
     """Install the pinned torch; `cpu` or `default`, which build it is.
 
     `+cpu` names the CPU build exactly. It is on PyTorch's own index and may be where pip is told to
@@ -198,8 +206,6 @@ def install_torch(log: Path, *, replace: bool) -> str:
     cannot be reached: two tries of 15 s are all that it costs.
     """
     pinned = re.search(r"^torch==\S+", (ROOT / "requirements.txt").read_text(), re.M)[0]
-    if replace:  # pip takes 2.13.0+cpu for 2.13.0
-        _run([str(venv_python()), "-m", "pip", "uninstall", "--yes", "torch"], log)
     if not wants_cpu_build():
         say(f"installing {pinned}: several GB with CUDA on Linux, else about 100 MB; minutes")
         pip(log, pinned)
@@ -231,8 +237,11 @@ def _run(command: list, log: Path) -> None:
         try:
             for line in process.stdout:
                 file.write(line)
-                if re.match(r"\s*Downloading .*\([\d.]+ [MG]B\)", line):
-                    say("  " + printable(line.strip(), 98))
+                download = re.match(
+                    r"\s*Downloading ([^/\s]+?-\d[^-]*)\S* \(([\d.]+ [MG]B)\)", line
+                )
+                if download:
+                    say(f"  downloading {printable(download[1])} ({download[2]})")
                 elif line.startswith("Installing collected packages"):
                     say("  unpacking")
                 if line.startswith("ERROR:") or (line.strip() and not last.startswith("ERROR")):
@@ -248,7 +257,7 @@ def _run(command: list, log: Path) -> None:
         )
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list) -> int:
     """Print the interpreter; the exit code of errors.py."""
     try:
         if argv not in ([], ["--tests"]):

@@ -1,4 +1,4 @@
-"""How the program ends: exit codes, and the one exception that carries a refusal to the terminal."""
+"""How the program ends: exit codes, and the exception that carries a refusal to the user."""
 
 # sysexits.h where it has a fitting code; 75 (EX_TEMPFAIL) tells schedulers to run the job again.
 OK = 0
@@ -17,9 +17,9 @@ class Refusal(Exception):
     """An end that is not a crash: one line for the user and the exit code of the process."""
 
     def __init__(self, exit_code: int, message: str):
-        super().__init__(message)
         self.exit_code = exit_code
-        self.message = message
+        self.message = printable(message, limit=2000)  # it may quote names and data
+        super().__init__(self.message)
 
 
 def printable(text: object, limit: int = 80) -> str:

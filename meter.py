@@ -53,7 +53,7 @@ class Estimate:
     """Predicts a run's length from its first steps, whose cost goes with their padded tokens."""
 
     def __init__(self, total_cells: float, evaluation_cells: float):
-        """total_cells: of all steps left on this rank; evaluation_cells: of all forwards for scores."""
+        """Padded tokens of all steps left on this rank, and of all forwards for scores."""
         # A forward is a third of a step: the backward computes two products for each of its one.
         self._work = total_cells + evaluation_cells / 3
         self._cells, self._seconds, self._steps, self._told = 0, 0.0, 0, False

@@ -26,7 +26,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def class_weights(labels: np.ndarray, classes: int) -> np.ndarray:
-    """Weight of each class, (K,): N / (K * n_c), scikit-learn's `balanced`; mean 1 over the data."""
+    """Weight of each class, (K,): N / (K * n_c), scikit-learn's `balanced`."""
     counts = np.bincount(labels, minlength=classes)
     return len(labels) / (classes * counts)
 
@@ -110,7 +110,7 @@ def score_slices(
 
 
 def parse_metric(name: str) -> tuple[str, str | None, str | None]:
-    """`f1_macro` or `f1_macro/worst:lang` as (score, worst or mean, column); ValueError if neither."""
+    """`f1_macro` or `f1_macro/worst:lang` as (score, worst or mean, column), or ValueError."""
     base, slash, rest = name.partition("/")
     how, colon, column = rest.partition(":")
     if base not in SCORES or (slash and not (how in ("worst", "mean") and colon and column)):

@@ -1,4 +1,4 @@
-"""The classifier and its tokenizer: from a folder, the cache or the hub, or small and from scratch."""
+"""The classifier and its tokenizer: from a folder, the cache, the hub, or from scratch."""
 
 import hashlib
 import os
@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from safetensors import SafetensorError
+from torch import nn
 
 from batches import Template
 from errors import BAD_CONFIG, MISSING, Refusal, printable
@@ -32,9 +33,9 @@ class HubUnreachable(Refusal):
     def __init__(self, name: str, reason: str):
         super().__init__(
             MISSING,
-            f"model.name: '{printable(name)}' is no folder and not in the cache, and the hub cannot be "
-            f"reached ({printable(reason)}); put the model's files into a folder and name it, or set "
-            "HF_HOME to a cache that has it",
+            f"model.name: '{printable(name)}' is no folder and not in the cache, and the hub "
+            f"cannot be reached ({printable(reason)}); put its files into a folder and name it, "
+            "or set HF_HOME to a cache that has it",
         )
 
 
@@ -112,8 +113,8 @@ def _folder_source(name: str, folder: Path) -> Source:
     if not weights:
         raise Refusal(
             MISSING,
-            f"model.name: {printable(folder, 200)} has no .safetensors file; pickled weights (.bin) "
-            "are not loaded",
+            f"model.name: {printable(folder, 200)} has no .safetensors file; "
+            "pickled weights (.bin) are not loaded",
         )
     return Source(name, folder)
 
@@ -130,7 +131,7 @@ def weights_key(source: Source) -> str:
 
 
 def load_tokenizer(source: Source, texts: Callable[[], list[str]], cache: Path):
-    """The tokenizer of a source. scratch: trained on `texts()`, or from `cache` if that was done."""
+    """The tokenizer of a source; for scratch trained on `texts()` once and kept in `cache`."""
     from transformers import AutoTokenizer
 
     folder = source.folder
@@ -147,7 +148,7 @@ def load_tokenizer(source: Source, texts: Callable[[], list[str]], cache: Path):
 
 
 def _train_tokenizer(texts: list[str], folder: Path) -> None:
-    """A Unigram tokenizer (Kudo 2018, arXiv:1804.10959) of `texts`, in XLM-R's layout of special ids."""
+    """A Unigram tokenizer (Kudo 2018, arXiv:1804.10959) with XLM-R's special ids."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -168,7 +169,10 @@ def _train_tokenizer(texts: list[str], folder: Path) -> None:
     )
     names = ("bos_token", "pad_token", "eos_token", "unk_token", "mask_token")
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, cls_token="<s>", sep_token="</s>", **dict(zip(names, special))
+        tokenizer_object=tokenizer,
+        cls_token="<s>",
+        sep_token="</s>",
+        **dict(zip(names, special, strict=True)),
     )
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     fast.save_pretrained(temporary)
@@ -215,7 +219,7 @@ def load_model(
         config = _load_config(source)
         same_labels = [config.id2label.get(i) for i in range(config.num_labels)] == label_names
         config.update(names)
-        model = AutoModelForSequenceClassification.from_pretrained(
+        model, loading = AutoModelForSequenceClassification.from_pretrained(
             source.folder,
             config=config,
             dtype=torch.float32,
@@ -223,18 +227,30 @@ def load_model(
             trust_remote_code=False,
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # of the head; anything else is refused below
+            output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         folder = printable(source.folder, 200)
         raise Refusal(
             MISSING, f"model.name: {folder} cannot be loaded: {_first_line(error)}"
         ) from None
+    _refuse_partial(source, model.base_model_prefix, loading)
     if not same_labels:
         torch.manual_seed(seed)
         for name, module in model.named_children():
             if name != model.base_model_prefix:
                 module.apply(_redraw(config.initializer_range))
     return model.train()
+
+
+def _refuse_partial(source: Source, base: str, loading: dict) -> None:
+    """Refusal 66 if a tensor of the encoder is missing or misshapen; poolers may be new."""
+    missing = [(name, "lacks") for name in loading["missing_keys"]]
+    misshapen = [(entry[0], "has in another shape") for entry in loading["mismatched_keys"]]
+    for name, fault in sorted(missing + misshapen):
+        if name.startswith(base + ".") and "pooler" not in name:
+            where = printable(source.folder, 200)
+            raise Refusal(MISSING, f"model.name: {where} {fault} the tensor {printable(name)}")
 
 
 def _load_config(source: Source):
@@ -244,7 +260,7 @@ def _load_config(source: Source):
         return AutoConfig.from_pretrained(
             source.folder, local_files_only=True, trust_remote_code=False
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # a config.json of somebody else's can raise anything there
         raise Refusal(
             MISSING, f"model.name: {printable(source.folder, 200)}: {_first_line(error)}"
         ) from None
@@ -297,46 +313,6 @@ def _scratch_config(vocabulary: int, max_length: int):
     )
 
 
-def parameter_groups(
-    model: nn.Module, *, lr: float, weight_decay: float, layer_decay: float
-) -> list[dict[str, object]]:
-    """AdamW groups, each with `params`, `lr` (its peak) and `weight_decay`.
-
-    Biases and normalisation weights, all one-dimensional, are not decayed (Devlin et al. 2019,
-    arXiv:1810.04805). A group's rate is lr * layer_decay ** depth below the head; the head has
-    depth 0, the top layer 1, the embeddings most (Clark et al. 2020, arXiv:2003.10555).
-    """
-    groups: dict[tuple[int, bool], list[Tensor]] = {}
-    depths = layer_depths(model)
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            groups.setdefault((depths[name], parameter.ndim > 1), []).append(parameter)
-    return [
-        {
-            "params": parameters,
-            "lr": lr * layer_decay**depth,
-            "weight_decay": weight_decay if decayed else 0.0,
-        }
-        for (depth, decayed), parameters in groups.items()
-    ]
-
-
-def layer_depths(model: nn.Module) -> dict[str, int]:
-    """Parameter name -> layers between it and the head's input, counted from 1; the head's are 0."""
-    prefix = model.base_model_prefix + "."
-    number = re.compile(r"\.(?:layers?|h|blocks?)\.(\d+)\.")
-    places = {name: number.search(name) for name, _ in model.named_parameters()}
-    layers = 1 + max((int(m[1]) for m in places.values() if m), default=-1)
-    depths = {}
-    for name, match in places.items():
-        if not name.startswith(prefix):
-            depths[name] = 0
-        elif match:
-            depths[name] = layers - int(match[1])
-        else:
-            depths[name] = layers + 1 if "embed" in name else 1
-    return depths
-
-
 def _first_line(error: Exception) -> str:
-    return printable(str(error).strip().split("\n")[0], 200)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return printable(f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}", 200)

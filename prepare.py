@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,12 +12,11 @@ from torch import Tensor, nn
 import config
 import metrics
 import model as models
-from batches import Collate, StepSampler, Template, Texts, cut
+from batches import Collate, StepSampler, Template, Texts, cut, evaluation_batches
 from config import Config
 from corpus import Corpus, content_key, load_corpus, training_texts
 from ddp import World
 from errors import BAD_CONFIG, BAD_DATA, Refusal, printable
-from pathlib import Path
 from schedule import StepPlan, plan_steps
 
 # Padded tokens of one pass where train.micro_batch_tokens is auto; the first pass halves it if it
@@ -110,7 +110,7 @@ def set_determinism(cfg: Config, device: torch.device) -> None:
 
 
 def pick_precision(cfg: Config, device: torch.device) -> str:
-    """bf16 where the hardware multiplies it natively, if left to us; weights stay fp32 either way."""
+    """bf16 where the hardware multiplies it natively, if left to us; weights stay fp32."""
     if cfg.train.precision != "auto":
         return cfg.train.precision
     if device.type == "cuda":
@@ -200,7 +200,7 @@ def longest_micro_batch(job: Job) -> list[int]:
 
 
 def try_pass(job: Job, texts: list[int], device: torch.device) -> None:
-    """Forward, backward and evaluation of some training texts; no weight and no gradient is left."""
+    """Forward, backward and evaluation of some texts; no weight changes, no gradient stays."""
     dataset = Texts(job.corpus.train, job.template)
     batch = job.collate([dataset[i] for i in texts]).to(device)
     with torch.autocast(device.type, torch.bfloat16, enabled=job.dtype == torch.bfloat16):
@@ -210,8 +210,24 @@ def try_pass(job: Job, texts: list[int], device: torch.device) -> None:
             job.model(**batch.inputs)
 
 
+def workload(job: Job, sampler: StepSampler) -> tuple[float, float]:
+    """Padded tokens of the steps left and of all evaluations left, on this rank."""
+    total, first = job.steps.total_steps, sampler.first_step
+    some = np.unique(np.linspace(first, max(first, total - 1), 50).astype(int))
+    mean = np.mean([sampler.cells(int(step)) for step in some]) if first < total else 0.0
+    every = job.cfg.evaluation.every
+    interval = job.steps.steps_per_epoch if every == "epoch" else every
+    counts = {"validation": -(-(total - first) // interval) + 1, "test": 1}
+    scored = 0.0
+    for name, split in job.corpus.evaluated().items():
+        lengths = job.template.lengths(split)
+        cells = sum(len(rows) * int(lengths[rows].max()) for rows in evaluation_batches(lengths))
+        scored += counts[name] * cells / sampler.num_replicas
+    return float(mean) * (total - first), scored
+
+
 def _fit_memory(job: Job, world: World, say: Callable[[str], None]) -> Job:
-    """Halve the token cap until the longest pass fits on every rank's GPU; the cut alone changes."""
+    """Halve the token cap until the longest pass fits every rank's GPU; only the cut changes."""
     if job.cfg.train.micro_batch_tokens != AUTO_TOKENS["cuda"]:
         return job
     while True:

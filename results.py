@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from ddp import World
 from errors import CANNOT_WRITE, CRASH, OK, STOPPED, Refusal
 from model import weights_key
 from prepare import Job
+from progress import Progress
 from rundir import RunDir
 from runlog import RunLog
 
@@ -50,7 +51,7 @@ def score_baselines(job: Job, split: TokenisedSplit) -> dict[str, dict[str, obje
     }
 
 
-def evaluation_line(job: Job, progress, scores: Mapping[str, object]) -> str:
+def evaluation_line(job: Job, progress: Progress, scores: Mapping[str, object]) -> str:
     """One evaluation for the terminal: the deciding score, loss, and whether it is the best."""
     metric = job.cfg.evaluation.metric
     epoch = progress.step / job.steps.steps_per_epoch
@@ -151,9 +152,7 @@ def start(job: Job, run: RunDir, log: RunLog, console: Console, world: World) ->
     if positive is not None:
         say(f"  positive label '{positive}'")
     say(f"  {job.steps}")
-    say(
-        f"  lr {job.cfg.optimizer.lr:g} at its peak after step {job.steps.warmup_steps}, then a cosine"
-    )
+    say(f"  lr {job.cfg.optimizer.lr:g} at step {job.steps.warmup_steps}, then down a cosine")
     metric = job.cfg.evaluation.metric
     held = {name: abs(metrics.select(metric, s)) for name, s in scores.items()}
     say(f"  to beat: validation {metric} " + ", ".join(f"{n} {v:.4f}" for n, v in held.items()))
@@ -201,32 +200,18 @@ def _commit() -> str | None:
 
 def finish(
     job: Job,
-    world: World,
-    run: RunDir | None,
-    log: RunLog,
-    console: Console,
-    progress,
-    reason: str,
-    evaluate: Callable[[Job, TokenisedSplit, World], np.ndarray],
-) -> None:
-    """Score the best checkpoint, the test set for the first time, and write the final files."""
-    best = f"step-{progress.best_step:08d}"
-    world.one_at_first(lambda: checkpoint.load_weights(run.checkpoints / best, job.model))
-    for tensor in checkpoint.model_tensors(job.model).values():
-        world.broadcast(tensor)
-    logits = {name: evaluate(job, split, world) for name, split in job.corpus.evaluated().items()}
-    world.one_at_first(lambda: _write_final(job, run, log, console, progress, reason, logits))
-
-
-def _write_final(
-    job: Job,
     run: RunDir,
     log: RunLog,
     console: Console,
-    progress,
+    progress: Progress,
+    *,
     reason: str,
     logits: dict[str, np.ndarray],
 ) -> None:
+    """Write the final files from the best model, which job.model holds, and its logits by split.
+
+    Here the test set is scored, for the first time.
+    """
     checkpoint.export(job.model.eval(), job.tokenizer, run.path / "best")
     splits = job.corpus.evaluated()
     final = {

@@ -23,7 +23,7 @@ class RunLog:
         self.continues = path is not None and path.exists() and path.stat().st_size > 0
         if path is not None:
             torn = self.continues and not _ends_with_newline(path)
-            self._file = open(path, "a", encoding="utf-8")
+            self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
             if torn:
                 self._file.write("\n")
 
@@ -71,7 +71,7 @@ def lines(path: Path) -> Iterator[dict]:
 
 
 def comparable(events: list[dict]) -> list[dict]:
-    """The step and eval events without what a clock or the machine put there: "the same metrics"."""
+    """The step and eval events without what a clock put there: "the same metrics"."""
     return [
         {name: value for name, value in event.items() if name not in VOLATILE}
         for event in events

@@ -25,8 +25,8 @@ class StepPlan:
         return (
             f"{self.examples:,} texts / {self.global_batch_size} a step = {self.steps_per_epoch:,} "
             f"steps an epoch, {self.total_steps:,} in all, {self.warmup_steps:,} of them warm-up; "
-            f"a step = {self.world_size} processes x at most {self.accumulation_steps} micro-batches "
-            f"x {self.micro_batch_size} texts ({self.rule})"
+            f"a step = {self.world_size} process{'es' * (self.world_size > 1)} x at most "
+            f"{self.accumulation_steps} x {self.micro_batch_size} texts ({self.rule})"
         )
 
 

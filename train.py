@@ -14,8 +14,6 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,43 +21,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-import checkpoint
 import config
 import metrics
 import results
 from batches import MicroBatch, StepSampler, Texts, evaluation_batches
+from check import check
 from config import Config
 from console import Console
 from corpus import TokenisedSplit
 from ddp import World, process_group
 from errors import CRASH, NON_FINITE, OK, STOPPED, USAGE, Refusal
 from hardware import Recorder
-from meter import Estimate, Meter, in_words, peak_memory_gib
-from model import parameter_groups
-from prepare import Job, longest_micro_batch, prepare, try_pass
+from meter import Estimate, Meter, in_words
+from optimizer import make_optimizer, set_lr, update
+from prepare import Job, prepare, workload
+from progress import Progress, load_best, resume, save
 from rundir import RunDir
 from runlog import RunLog
-from schedule import lr_factor
 from signals import StopRequest, ignore_in_worker
-
-
-@dataclass
-class Progress:
-    """All that a run knows beside weights and AdamW's moments; saved with each checkpoint."""
-
-    step: int = 0  # global batches consumed
-    skipped: int = 0  # of them without an update, the gradient not being finite
-    best: float | None = None  # value of evaluation.metric, higher is better
-    best_step: int = 0
-    bad_evaluations: int = 0  # since the best one
-
-    def is_over(self, job: Job) -> str | None:
-        """Why there is no further step, or None."""
-        patience = job.cfg.evaluation.patience
-        if patience is not None and self.bad_evaluations >= patience:
-            return f"no better {job.cfg.evaluation.metric} in {patience} evaluations"
-        return "all steps done" if self.step >= job.steps.total_steps else None
-
 
 # --- the loss and one step ------------------------------------------------------------------------
 
@@ -67,11 +46,11 @@ class Progress:
 def step_loss(
     logits: Tensor, labels: Tensor, class_weights: Tensor, n: int, label_smoothing: float = 0.0
 ) -> Tensor:
-    """This micro-batch's part of the step's loss: sum_i w[y_i] * l_i / n. logits (B, K), labels (B,).
+    """This micro-batch's part of the step's loss: sum_i w[y_i] * l_i / n.
 
-    Not reduction="mean": that divides by the micro-batch's own sum of weights, so the update would
-    depend on how the global batch of n examples was cut (pytorch issue 72047). A smoothed loss is
-    weighted as a whole by the weight of its true class.
+    logits (B, K), labels (B,). Not reduction="mean": that divides by the micro-batch's own sum of
+    weights, so the update would depend on how the global batch of n examples was cut (pytorch issue
+    72047). A smoothed loss is weighted as a whole by the weight of its true class.
     """
     logits = logits if logits.dtype == torch.float64 else logits.float()
     per_example = F.cross_entropy(
@@ -89,7 +68,7 @@ def dropout_seed(seed: int, step: int, rank: int, micro_batch: int) -> int:
 def backward(
     model: nn.Module, micro_batches: list[MicroBatch], n: int, step: int, job: Job, world: World
 ) -> Tensor:
-    """Leave the gradient of the global batch in the parameters; return this rank's part of the loss.
+    """Leave the global batch's gradient in the parameters; return this rank's part of the loss.
 
     Weights are cast once: autocast is open around all micro-batches.
     """
@@ -109,49 +88,6 @@ def backward(
                 (loss * world.size).backward()  # DDP averages over ranks; the step wants the sum
             total += loss.detach()
     return total
-
-
-def update(optimizer: torch.optim.AdamW, max_grad_norm: float | None) -> tuple[Tensor, Tensor]:
-    """Clip by the global norm and step; (norm, 1.0 if the update was skipped), both on the device.
-
-    The norm of the reduced gradient is the same on every rank, so it is also their agreement on
-    non-finite values; AdamW skips on `found_inf` without the host reading it.
-    """
-    grads = [p.grad for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(grads)
-    skipped = (~torch.isfinite(norm)).float()
-    if max_grad_norm is not None:
-        torch._foreach_mul_(grads, torch.clamp(max_grad_norm / (norm + 1e-6), max=1.0))
-    optimizer.found_inf = skipped
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return norm, skipped
-
-
-def set_lr(optimizer: torch.optim.AdamW, step: int, job: Job) -> float:
-    """Set every group's learning rate for `step`; returns the head's."""
-    factor = lr_factor(
-        step,
-        warmup_steps=job.steps.warmup_steps,
-        total_steps=job.steps.total_steps,
-        min_lr_ratio=job.cfg.schedule.min_lr_ratio,
-    )
-    for group in optimizer.param_groups:
-        group["lr"] = group["peak_lr"] * factor
-    return job.cfg.optimizer.lr * factor
-
-
-def make_optimizer(model: nn.Module, cfg: Config) -> torch.optim.AdamW:
-    """Fused AdamW over groups that remember their peak rate."""
-    o = cfg.optimizer
-    groups = parameter_groups(
-        model, lr=o.lr, weight_decay=o.weight_decay, layer_decay=o.layer_decay
-    )
-    optimizer = torch.optim.AdamW(groups, lr=o.lr, fused=True)
-    for group in optimizer.param_groups:
-        group["peak_lr"] = group["lr"]
-    checkpoint.create_optimizer_state(optimizer)
-    return optimizer
 
 
 # --- evaluation -----------------------------------------------------------------------------------
@@ -224,7 +160,7 @@ def train(
     this order: log, evaluate, save, stop. What is saved at a step includes its evaluation.
     """
     cfg, total = job.cfg, job.steps.total_steps
-    optimizer = make_optimizer(job.model, cfg)
+    optimizer = make_optimizer(job.model, cfg.optimizer)
     progress = resume(job, optimizer, world, run, log, console)
     model = world.wrap(job.model.train())
     sampler = job.sampler(world.rank, progress.step)
@@ -232,13 +168,12 @@ def train(
     meter, estimate = Meter(), Estimate(*workload(job, sampler))
     console.start_bar(progress.step, total)
     stream = batches_by_step(job, sampler, world.device)
-    saved = progress.step
     ended = progress.is_over(job)
     while not ended:
         began = time.perf_counter()
         step, micro_batches, waited_s = next(stream)
         n = len(sampler.global_batch(step))
-        lr = set_lr(optimizer, step, job)
+        lr = set_lr(optimizer, step, job.steps, cfg.schedule.min_lr_ratio)
         loss = backward(model, micro_batches, n, step, job, world)
         norm, was_skipped = update(optimizer, cfg.train.max_grad_norm)
         skipped += was_skipped
@@ -272,9 +207,7 @@ def train(
         if ended or improved or due(progress.step, cfg.checkpoint.every, job):
             progress.skipped += read_and_clear(skipped)
             world.one_at_first(lambda: save(job, optimizer, progress, run, log))
-            saved = progress.step
             meter.restart()
-    assert saved == progress.step
     console.stop_bar()
     return progress, ended
 
@@ -297,74 +230,9 @@ def refuse_nonfinite(progress: Progress, cfg: Config) -> None:
     if progress.skipped > cfg.train.max_nonfinite:
         raise Refusal(
             NON_FINITE,
-            f"{progress.skipped} of {progress.step} steps had a gradient that is not finite, more than "
-            f"train.max_nonfinite={cfg.train.max_nonfinite}; lower optimizer.lr or use fp32",
+            f"{progress.skipped} of {progress.step} steps had a gradient that is not finite, more "
+            f"than train.max_nonfinite={cfg.train.max_nonfinite}; lower optimizer.lr or use fp32",
         )
-
-
-def workload(job: Job, sampler: StepSampler) -> tuple[float, float]:
-    """Padded tokens of the steps left and of all evaluations left, on this rank."""
-    total, first = job.steps.total_steps, sampler.first_step
-    some = np.unique(np.linspace(first, max(first, total - 1), 50).astype(int))
-    mean = np.mean([sampler.cells(int(step)) for step in some]) if first < total else 0.0
-    every = job.cfg.evaluation.every
-    interval = job.steps.steps_per_epoch if every == "epoch" else every
-    counts = {"validation": -(-(total - first) // interval) + 1, "test": 1}
-    scored = 0.0
-    for name, split in job.corpus.evaluated().items():
-        lengths = job.template.lengths(split)
-        cells = sum(len(rows) * int(lengths[rows].max()) for rows in evaluation_batches(lengths))
-        scored += counts[name] * cells / sampler.num_replicas
-    return float(mean) * (total - first), scored
-
-
-def save(
-    job: Job,
-    optimizer: torch.optim.AdamW,
-    progress: Progress,
-    run: RunDir,
-    log: RunLog,
-) -> None:
-    """A checkpoint of this step, the pointer to the best one, and no more old ones than wanted."""
-    began = time.perf_counter()
-    folder = checkpoint.save(run.checkpoints, job.model, optimizer, asdict(progress))
-    best = run.checkpoints / f"step-{progress.best_step:08d}"
-    if progress.best is not None:
-        pointer = {"checkpoint": best.name, "metric": job.cfg.evaluation.metric}
-        checkpoint.write_json(run.path / "best.json", pointer | {"value": progress.best})
-    if job.cfg.checkpoint.keep != "all":
-        checkpoint.prune(run.checkpoints, job.cfg.checkpoint.keep, best)
-    seconds = round(time.perf_counter() - began, 3)
-    log.write("checkpoint", step=progress.step, folder=folder.name, seconds=seconds)
-
-
-def resume(
-    job: Job,
-    optimizer: torch.optim.AdamW,
-    world: World,
-    run: RunDir | None,
-    log: RunLog,
-    console: Console,
-) -> Progress:
-    """Load the newest checkpoint on rank 0 and give it to all; a new Progress where there is none."""
-
-    def load() -> dict[str, object] | None:
-        folder = checkpoint.newest(run.checkpoints)
-        return checkpoint.load(folder, job.model, optimizer) if folder else None
-
-    saved = world.share(world.one_at_first(load))
-    if saved is None:
-        if log.continues:
-            log.write("resume", step=0)  # it was ended before its first checkpoint
-        return Progress()
-    for tensor in checkpoint.model_tensors(job.model).values():
-        world.broadcast(tensor)
-    for _, tensor in checkpoint.optimizer_tensors(job.model, optimizer):
-        world.broadcast(tensor)
-    progress = Progress(**saved)
-    log.write("resume", step=progress.step, world_size=world.size)
-    console.say(f"going on after step {progress.step} of {job.steps.total_steps}")
-    return progress
 
 
 # --- from the command line to the exit code -------------------------------------------------------
@@ -391,7 +259,11 @@ def run_training(
             raise Refusal(
                 STOPPED, f"{reason} after step {progress.step}; run the same command to go on"
             )
-        results.finish(job, world, run, log, console, progress, reason, evaluate)
+        load_best(job, world, run, progress)
+        logits = {name: evaluate(job, s, world) for name, s in job.corpus.evaluated().items()}
+        world.one_at_first(
+            lambda: results.finish(job, run, log, console, progress, reason=reason, logits=logits)
+        )
     except BaseException as error:
         if run:
             results.record_failure(run, log, error)
@@ -402,32 +274,6 @@ def run_training(
         log.close()
         if run:
             run.close()
-    return OK
-
-
-def check(cfg: Config, world: World, console: Console, *, strict: bool) -> int:
-    """Try everything that a run needs, change nothing, and say what the run would take."""
-    if world.size > 1:
-        raise Refusal(USAGE, "--check is for one process; torchrun is not needed")
-    job = prepare(cfg, world, console.say, strict=strict)
-    probe = results.probe_directory(job)
-    texts = longest_micro_batch(job)
-    try_pass(job, texts, world.device)  # the first pass allocates; the second is the one to time
-    began = time.perf_counter()
-    try_pass(job, texts, world.device)
-    seconds = time.perf_counter() - began
-    sampler = job.sampler(0)
-    lengths = job.template.lengths(job.corpus.train)
-    estimate = Estimate(*workload(job, sampler))
-    estimate.add(0, 0.0)
-    estimate.add(len(texts) * int(lengths[texts].max()), seconds)
-    console.say(f"  {job.steps}")
-    console.say(f"  {probe}")
-    console.say(
-        f"  peak memory of the longest pass ({len(texts)} texts) {peak_memory_gib(world.device):.1f} GiB;"
-        f" the whole run in one process about {in_words(estimate.whole())}"
-    )
-    console.say("check passed")
     return OK
 
 

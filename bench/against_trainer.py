@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Scores of train.py beside Hugging Face Trainer's: same data, weights, epochs, batch, rate, selection.
+"""Scores of train.py beside Hugging Face Trainer's: same data, weights, epochs, batch and rate.
 
 usage: against_trainer.py --model FOLDER --data FOLDER --out FILE [--seeds 42 43 ...] [--jobs N]
                           [--epochs E] [--lr LR]
 
-FOLDER of the data holds train.csv, dev.csv and test.csv with text and label. Each trial is a process
-of one thread and a line of FILE; what FILE has already is not run again. Trainer is used as its
-documentation shows: padding per batch, and class weights through CrossEntropyLoss(weight=...).
+FOLDER of the data holds train.csv, dev.csv and test.csv with text and label. Each trial is a
+process of one thread and a line of FILE; what FILE has already is not run again. Trainer is used
+as its documentation shows: padding per batch, class weights by CrossEntropyLoss(weight=...).
 """
 
 import argparse
@@ -152,10 +152,11 @@ def summary(rows: list[dict]) -> None:
             a = np.array([by["ours", s] for s in seeds])
             b = np.array([by["trainer", s] for s in seeds])
             half = T_95.get(len(seeds), 2.0) * (a - b).std(ddof=1) / len(seeds) ** 0.5
+            gap = (a - b).mean()
             print(
-                f"weights {weights:8} {name:11} n={len(seeds)}  ours {a.mean():.4f} (sd "
-                f"{a.std(ddof=1):.4f})  Trainer {b.mean():.4f} (sd {b.std(ddof=1):.4f})  difference "
-                f"{(a - b).mean():+.4f} [{(a - b).mean() - half:+.4f}, {(a - b).mean() + half:+.4f}]"
+                f"weights {weights:8} {name:11} n={len(seeds)}  ours {a.mean():.4f} "
+                f"(sd {a.std(ddof=1):.4f})  Trainer {b.mean():.4f} (sd {b.std(ddof=1):.4f})  "
+                f"difference {gap:+.4f} [{gap - half:+.4f}, {gap + half:+.4f}]"
             )
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from transformers import pipeline
 
 import runlog
-import tiny
 import train
 
 PROGRAM = Path(train.__file__).resolve()
@@ -203,7 +203,7 @@ def test_a_model_overfits_sixteen_texts_and_the_pipeline_gives_its_logits(tmp_pa
     classify = pipeline("text-classification", str(folder / "best"), top_k=None)
     lines = (folder / "predictions" / "validation.jsonl").read_text().splitlines()
     for record, line in zip(records, lines, strict=True):
-        scores = {s["label"]: s["score"] for s in classify(record["text"])}
+        scores = {s["label"]: s["score"] for s in classify([record["text"]])[0]}
         ours = json.loads(line)
         assert ours["predicted"] == max(scores, key=scores.get) == record["label"]
         assert [scores["0"], scores["1"]] == pytest.approx(ours["probabilities"], abs=1e-5)

@@ -1,4 +1,4 @@
-"""The learning rate of every step is the closed form; the step arithmetic follows from its inputs."""
+"""The learning rate of every step is the closed form; so is the step arithmetic."""
 
 import math
 

@@ -2,20 +2,21 @@
 
 import numpy as np
 import pytest
+import tiny
 import torch
 import torch.nn.functional as F
 from sklearn.utils.class_weight import compute_class_weight
 
-import tiny
 import train
 from batches import Texts
 from ddp import process_group
+from optimizer import update
 
 SMOOTHING = 0.1
 
 
 def gradients(folder, dtype, micro, *, naive=False) -> list[np.ndarray]:
-    """The gradient of each step of an epoch on this rank, flat. 33 texts: batches of 16, 16 and 1."""
+    """The gradient of each step of an epoch on this rank; 33 texts are 16, 16 and 1."""
     with process_group("cpu") as world:
         job = tiny.make_job(arguments(folder, micro), world)
         job.model.to(dtype)
@@ -135,7 +136,7 @@ def an_optimizer(gradient: list[float]) -> tuple[torch.nn.Parameter, torch.optim
 
 def test_clipping_is_by_the_global_norm_and_gives_torchs_update():
     (ours, a), (theirs, b) = an_optimizer([3.0, 4.0, 0.0]), an_optimizer([3.0, 4.0, 0.0])
-    norm, skipped = train.update(a, 1.0)
+    norm, skipped = update(a, 1.0)
     torch.nn.utils.clip_grad_norm_([theirs], 1.0)
     b.step()
     assert torch.equal(ours, theirs) and (float(norm), float(skipped)) == (5.0, 0.0)
@@ -145,13 +146,13 @@ def test_clipping_is_by_the_global_norm_and_gives_torchs_update():
 @pytest.mark.parametrize("max_norm", [1.0, None])
 def test_an_update_that_is_not_finite_is_skipped_and_counted(bad, max_norm):
     parameter, optimizer = an_optimizer([0.5, 0.5, 0.5])
-    train.update(optimizer, max_norm)
+    update(optimizer, max_norm)
     moved, state = parameter.detach().clone(), optimizer.state[parameter]
     before = {name: value.clone() for name, value in state.items()}
     parameter.grad = torch.tensor([1.0, bad, 0.0])
-    _, skipped = train.update(optimizer, max_norm)
+    _, skipped = update(optimizer, max_norm)
     assert float(skipped) == 1.0 and torch.equal(parameter, moved)
     assert all(torch.equal(state[name], value) for name, value in before.items())
     parameter.grad = torch.tensor([1.0, 1.0, 0.0])
-    assert float(train.update(optimizer, max_norm)[1]) == 0.0, "control: the next one counts"
+    assert float(update(optimizer, max_norm)[1]) == 0.0, "control: the next one counts"
     assert not torch.equal(parameter, moved) and float(state["step"]) == 2.0

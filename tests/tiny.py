@@ -19,11 +19,11 @@ from ddp import World
 from prepare import Job, prepare
 from signals import StopRequest
 
-WORDS = "the a goose tram soup argues politely with late ticket rain opens my aunt nobody".split()
+WORDS = ("the", "a", "goose", "tram", "soup", "argues", "politely", "late", "ticket", "my", "aunt")
 
 
 def rows(n: int, *, seed: int = 0, positives: float = 0.25) -> list[dict[str, str]]:
-    """n different texts of 1 to 14 words, label 1 for about a quarter, marked by a word of its own."""
+    """n different texts of 3 to 14 words; label 1, for about a quarter, has a word of its own."""
     rng = random.Random(seed)
     texts: dict[str, str] = {}
     while len(texts) < n:
@@ -152,3 +152,9 @@ def _rank(rank: int, size: int, port: int, queue, function: Callable, arguments:
         queue.put((rank, function(*arguments)))
     except BaseException:
         queue.put((rank, _Failure(traceback.format_exc())))
+
+
+def make_config(*arguments: str, **changes: object) -> config.Config:
+    """The default configuration with changes; `data__limit=3` is data.limit=3."""
+    named = [f"{name.replace('__', '.')}={value}" for name, value in changes.items()]
+    return config.load(None, [*arguments, *named])

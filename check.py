@@ -1,0 +1,37 @@
+"""Try everything that a run needs without training: `train.py --check`."""
+
+import time
+
+import results
+from config import Config
+from console import Console
+from ddp import World
+from errors import OK, USAGE, Refusal
+from meter import Estimate, in_words, peak_memory_gib
+from prepare import longest_micro_batch, prepare, try_pass, workload
+
+
+def check(cfg: Config, world: World, console: Console, *, strict: bool) -> int:
+    """Try everything that a run needs, change nothing, and say what the run would take."""
+    if world.size > 1:
+        raise Refusal(USAGE, "--check is for one process; torchrun is not needed")
+    job = prepare(cfg, world, console.say, strict=strict)
+    probe = results.probe_directory(job)
+    texts = longest_micro_batch(job)
+    try_pass(job, texts, world.device)  # the first pass allocates; the second is the one to time
+    began = time.perf_counter()
+    try_pass(job, texts, world.device)
+    seconds = time.perf_counter() - began
+    sampler = job.sampler(0)
+    lengths = job.template.lengths(job.corpus.train)
+    estimate = Estimate(*workload(job, sampler))
+    estimate.add(0, 0.0)
+    estimate.add(len(texts) * int(lengths[texts].max()), seconds)
+    console.say(f"  {job.steps}")
+    console.say(f"  {probe}")
+    console.say(
+        f"  the longest pass, {len(texts)} texts, takes {peak_memory_gib(world.device):.1f} GiB; "
+        f"the whole run in one process about {in_words(estimate.whole())}"
+    )
+    console.say("check passed")
+    return OK

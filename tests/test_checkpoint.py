@@ -1,0 +1,86 @@
+"""A checkpoint is whole or absent; damage of any byte is found; the newest valid one is taken."""
+
+import pytest
+import tiny
+import torch
+
+import checkpoint
+from errors import Refusal
+from optimizer import make_optimizer, update
+
+
+@pytest.fixture
+def saved(small, tmp_path):
+    """Two checkpoints of a model that has taken a step, and what they hold."""
+    job = tiny.make_job(tiny.settings(small))
+    optimizer = make_optimizer(job.model, job.cfg.optimizer)
+    for parameter in job.model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    update(optimizer, 1.0)
+    for step in (3, 7):
+        checkpoint.save(tmp_path, job.model, optimizer, {"step": step})
+    return tmp_path, job, optimizer
+
+
+def test_a_round_trip_gives_the_same_tensors(saved, small):
+    root, job, optimizer = saved
+    other = tiny.make_job(tiny.settings(small, run__seed=7))
+    theirs = make_optimizer(other.model, other.cfg.optimizer)
+    state = checkpoint.load(checkpoint.newest(root), other.model, theirs)
+    assert state == {"step": 7}
+    for a, b in zip(job.model.parameters(), other.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+        for name, moment in optimizer.state[a].items():
+            assert torch.equal(moment, theirs.state[b][name])
+
+
+FILES = ("model.safetensors", "optimizer.safetensors", "state.json", "manifest.json")
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(saved, name, damage):
+    path = saved[0] / "step-00000007" / name
+    raw = bytearray(path.read_bytes())
+    if damage == "remove":
+        path.unlink()
+    else:
+        raw[len(raw) // 2] ^= 0x80  # no JSON survives it, and no hash
+        path.write_bytes(raw[:-1] if damage == "cut" else raw)
+    assert checkpoint.newest(saved[0]).name == "step-00000003"
+
+
+def test_no_valid_checkpoint_is_66_and_none_at_all_is_a_beginning(saved, tmp_path):
+    for folder in checkpoint.listed(saved[0]):
+        (folder / "state.json").unlink()
+    with pytest.raises(Refusal, match=r"state\.json is missing") as refusal:
+        checkpoint.newest(saved[0])
+    assert refusal.value.exit_code == 66
+    assert checkpoint.newest(tmp_path / "nothing") is None
+
+
+def test_pruning_keeps_the_newest_and_the_best(saved):
+    root, job, optimizer = saved
+    for step in (8, 9):
+        checkpoint.save(root, job.model, optimizer, {"step": step})
+    checkpoint.prune(root, 1, best=root / "step-00000003")
+    assert [p.name for p in checkpoint.listed(root)] == ["step-00000003", "step-00000009"]
+
+
+def test_a_failed_save_leaves_the_older_ones_and_nothing_else(saved, monkeypatch):
+    root, job, optimizer = saved
+
+    def fail(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "seal", fail)
+    with pytest.raises(Refusal, match="No space left") as refusal:
+        checkpoint.save(root, job.model, optimizer, {"step": 9})
+    assert refusal.value.exit_code == 73
+    assert sorted(p.name for p in root.iterdir()) == ["step-00000003", "step-00000007"]
+
+
+def test_another_models_checkpoint_is_refused(saved, small):
+    other = torch.nn.Linear(2, 2)
+    with pytest.raises(Refusal, match="another model's checkpoint"):
+        checkpoint.load_weights(checkpoint.newest(saved[0]), other)
