@@ -41,6 +41,8 @@ VENV = ROOT / ".venv"
 MARKER = VENV / "complete.json"
 CACHE = ROOT / ".cache"  # the lock and pip's output lie here: making .venv anew would delete them
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+# Of a MB or more, as pip tells it: name and version, the rest of a file name, size.
+DOWNLOAD = re.compile(r"\s*Downloading ([^/\s]+?-\d[^-]*)\S* \(([\d.]+ [MG]B)\)")
 
 
 def say(line: str) -> None:
@@ -96,9 +98,6 @@ def wants_cpu_build() -> bool:
         return False
     has_gpu = os.path.exists("/proc/driver/nvidia/version") or shutil.which("nvidia-smi")
     return build == "cpu" if build else not has_gpu
-
-
-# --- .venv ----------------------------------------------------------------------------------------
 
 
 def digests(tests: bool) -> dict:
@@ -237,9 +236,7 @@ def _run(command: list, log: Path) -> None:
         try:
             for line in process.stdout:
                 file.write(line)
-                download = re.match(
-                    r"\s*Downloading ([^/\s]+?-\d[^-]*)\S* \(([\d.]+ [MG]B)\)", line
-                )
+                download = DOWNLOAD.match(line)
                 if download:
                     say(f"  downloading {printable(download[1])} ({download[2]})")
                 elif line.startswith("Installing collected packages"):

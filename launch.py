@@ -83,9 +83,6 @@ def make_plan(environ: dict[str, str], gpus: int) -> Plan:
     return plan
 
 
-# --- the machine ----------------------------------------------------------------------------------
-
-
 def visible_gpus() -> list[tuple[str, int]]:
     """(name, bytes of memory) of each GPU that torch sees, asked in a process of its own.
 
@@ -107,9 +104,6 @@ def describe(gpus: list[tuple[str, int]]) -> str:
     memory = hardware.system()["memory_total_gib"]
     cores = hardware.usable_cores()
     return f"CPU, {cores} usable cores" + (f", {memory:.0f} GiB of memory" if memory else "")
-
-
-# --- processes ------------------------------------------------------------------------------------
 
 
 def children(pid: int) -> list[int]:
@@ -183,9 +177,6 @@ class Supervisor:
             for pid in (*children(self._process.pid), self._process.pid):
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(pid, signal.SIGKILL)
-
-
-# --- the launch -----------------------------------------------------------------------------------
 
 
 def torchrun(plan: Plan) -> list[str]:

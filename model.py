@@ -16,15 +16,16 @@ from torch import nn
 
 from batches import Template
 from errors import BAD_CONFIG, MISSING, Refusal, printable
+from subwords import compose
 
 SCRATCH = "scratch"
-SCRATCH_VOCABULARY = 4000
+SCRATCH_VOCABULARY = 16_000  # large: most words are one piece, and its n-grams overlap
 HUB_TIMEOUT_S = 10
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt"]  # what a classifier is loaded from
 # Settings that a model without pretrained weights takes where the configuration has the default:
 # nothing is learnt from random weights at a rate meant to leave pretrained ones nearly in place.
-SCRATCH_SETTINGS = {"optimizer.lr": 1e-3, "train.epochs": 8.0}
-"""See RESULTS.md for what was tried."""
+# RESULTS.md has what was tried.
+SCRATCH_SETTINGS = {"optimizer.lr": 3e-3, "train.epochs": 6.0, "train.label_smoothing": 0.1}
 
 
 class HubUnreachable(Refusal):
@@ -214,6 +215,7 @@ def load_model(
         config = _scratch_config(len(tokenizer), max_length)
         config.update(names)
         model = AutoModelForSequenceClassification.from_config(config)
+        compose(model, tokenizer)
         return model.train()
     try:
         config = _load_config(source)
@@ -299,16 +301,16 @@ def _scratch_config(vocabulary: int, max_length: int):
 
     return XLMRobertaConfig(
         vocab_size=vocabulary,
-        hidden_size=128,
-        num_hidden_layers=2,
+        hidden_size=32,
+        num_hidden_layers=1,
         num_attention_heads=4,
-        intermediate_size=256,
+        intermediate_size=64,
         max_position_embeddings=max_length + 2,
         type_vocab_size=1,
         pad_token_id=1,
         bos_token_id=0,
         eos_token_id=2,
-        hidden_dropout_prob=0.3,
+        hidden_dropout_prob=0.1,
         attention_probs_dropout_prob=0.1,
     )
 

@@ -28,6 +28,7 @@ from prepare import Job
 from progress import Progress
 from rundir import RunDir
 from runlog import RunLog
+from subwords import fold
 
 CHECKPOINT_BYTES = 12  # a parameter and its two moments, fp32
 
@@ -212,6 +213,7 @@ def finish(
 
     Here the test set is scored, for the first time.
     """
+    fold(job.model)
     checkpoint.export(job.model.eval(), job.tokenizer, run.path / "best")
     splits = job.corpus.evaluated()
     final = {
