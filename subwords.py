@@ -22,9 +22,7 @@ class NgramEmbedding(nn.Module):
     def __init__(self, tokens: list[str], special_ids: set[int], width: int, std: float):
         """`tokens`: the vocabulary by id. Special tokens have a vector of their own alone."""
         super().__init__()
-        found = [
-            {token} if i in special_ids else ngrams(token) for i, token in enumerate(tokens)
-        ]
+        found = [{token} if i in special_ids else ngrams(token) for i, token in enumerate(tokens)]
         counts = Counter(g for grams in found for g in grams)
         index: dict[str, int] = {}  # from 1; 0 is no n-gram, and its vector stays zero
         rows = []
@@ -64,9 +62,7 @@ def compose(model: nn.Module, tokenizer) -> None:
     """Put an NgramEmbedding in the place of the model's token embeddings."""
     tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     width, std = model.config.hidden_size, model.config.initializer_range
-    model.set_input_embeddings(
-        NgramEmbedding(tokens, set(tokenizer.all_special_ids), width, std)
-    )
+    model.set_input_embeddings(NgramEmbedding(tokens, set(tokenizer.all_special_ids), width, std))
 
 
 def fold(model: nn.Module) -> None:

@@ -291,7 +291,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         "--strict", action="store_true", help="a warning about the data is an error"
     )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
-    return parser.parse_args(argv)
+    return parser.parse_intermixed_args(argv)
 
 
 def main(argv: list[str] | None = None, stop: StopRequest | None = None) -> int:
@@ -302,7 +302,8 @@ def main(argv: list[str] | None = None, stop: StopRequest | None = None) -> int:
         cfg = config.load(args.config, args.overrides)
         if stop is None:
             stop = StopRequest()
-            stop.listen()
+            if not args.check:  # which has nothing to save
+                stop.listen()
         with process_group(cfg.run.device, cfg.run.timeout_s) as world:
             if args.check:
                 return check(cfg, world, console, strict=args.strict)
@@ -312,8 +313,11 @@ def main(argv: list[str] | None = None, stop: StopRequest | None = None) -> int:
             print(error.message, file=sys.stderr, flush=True)
         return error.exit_code
     except Exception:
+        first_to_end(CRASH)
         traceback.print_exc()
         return CRASH
+    except KeyboardInterrupt:  # only --check leaves Ctrl-C to Python
+        return STOPPED
 
 
 def first_to_end(exit_code: int) -> bool:

@@ -25,8 +25,8 @@ ROOT = Path(__file__).resolve().parent.parent
 def write_texts(path: Path, rows: int, seed: int = 42) -> None:
     """A CSV file of different texts; about a quarter is positive."""
     rng = random.Random(seed)
-    words = sorted({w for r in csv.DictReader(open(ROOT / "examples/train.csv", encoding="utf-8"))
-                    for w in r["text"].split()})  # fmt: skip
+    with open(ROOT / "examples/train.csv", encoding="utf-8", newline="") as file:
+        words = sorted({w for row in csv.DictReader(file) for w in row["text"].split()})
     with open(path, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["text", "label"])

@@ -19,7 +19,8 @@ import baselines
 FOLDER = Path(__file__).parent.parent / "examples"
 SPLITS = ("train", "validation", "test")
 UNSPACED = re.compile(r"[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff]")  # Thai, Japanese, Chinese
-MARKS = ".,;:!?\u2026\"\u00ab\u00bb\u201c\u201d\u2014-()'\u0964\u061f\u060c\u3002\uff0c\uff01\uff1f\uff1a"
+MARKS = ".,;:!?\"\u2026\u00ab\u00bb\u201c\u201d\u2014-()'"  # and their like elsewhere:
+MARKS += "\u0964\u061f\u060c\u3002\uff0c\uff01\uff1f\uff1a"
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,11 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import tiny
 
 import environment
 import launch
 import runlog
-import tiny
 from errors import BAD_CONFIG, MISSING, OK, STOPPED, UNAVAILABLE, USAGE, Refusal
 
 ROOT = Path(environment.__file__).parent
