@@ -25,7 +25,7 @@ HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt"]  # what a classifier
 # Settings that a model without pretrained weights takes where the configuration has the default:
 # nothing is learnt from random weights at a rate meant to leave pretrained ones nearly in place.
 # RESULTS.md has what was tried.
-SCRATCH_SETTINGS = {"optimizer.lr": 3e-3, "train.epochs": 6.0, "train.label_smoothing": 0.1}
+SCRATCH_SETTINGS = {"optimizer.lr": 3e-4, "train.epochs": 8.0, "train.label_smoothing": 0.1}
 
 
 class HubUnreachable(Refusal):
@@ -301,16 +301,16 @@ def _scratch_config(vocabulary: int, max_length: int):
 
     return XLMRobertaConfig(
         vocab_size=vocabulary,
-        hidden_size=32,
-        num_hidden_layers=1,
+        hidden_size=128,
+        num_hidden_layers=2,
         num_attention_heads=4,
-        intermediate_size=64,
+        intermediate_size=256,
         max_position_embeddings=max_length + 2,
         type_vocab_size=1,
         pad_token_id=1,
         bos_token_id=0,
         eos_token_id=2,
-        hidden_dropout_prob=0.1,
+        hidden_dropout_prob=0.2,
         attention_probs_dropout_prob=0.1,
     )
 

@@ -324,3 +324,41 @@ def test_splits_and_settings_that_do_not_fit_each_other_are_refused(
     files = {"train": rows(8), "validation": valid}
     paths = {name: write(tmp_path / f"{name}.csv", r) for name, r in files.items()}
     assert message in refused(BAD_DATA, DataConfig(**paths, test=None, **options))
+
+
+PUBLIC_SETS = {  # header as published, a row of it, settings of README's "Your data"
+    "colbert.csv": ("text,humor", '"t {i}, u",{yes}', {"label_column": "humor"}),
+    "hahackathon.csv": (
+        "id,text,is_humor,humor_rating,humor_controversy,offense_rating",
+        '{i},"T: t {i}",{y},,,0.2',
+        {"label_column": "is_humor"},
+    ),
+    "haha.csv": (
+        "id,texto,es_humor",
+        '{i},"t {i}",{y}',
+        {"text_column": "texto", "label_column": "es_humor"},
+    ),
+    "puntuguese.jsonl": ("", '{{"id": "{i}.H", "text": "t {i}", "label": {y}, "signs": [1]}}', {}),
+    "isarcasm.csv": (
+        ",tweet,sarcastic,rephrase,irony",
+        '{i},"t {i}",{y},,',
+        {"text_column": "tweet", "label_column": "sarcastic"},
+    ),
+    "urfunny.csv": (
+        "id,context,punchline,label",
+        '{g},"c","t {i}",{y}',
+        {"text_column": "punchline", "group_column": "id"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PUBLIC_SETS)
+def test_public_sets_are_read_as_they_are(tmp_path, name):
+    header, row, settings = PUBLIC_SETS[name]
+    rows = [row.format(i=i, y=i % 2, yes=bool(i % 2), g=i // 4) for i in range(40)]
+    path = tmp_path / name
+    path.write_text("\n".join([*([header] if header else []), *rows]), encoding="utf-8")
+    splits = read_splits(DataConfig(str(path), None, None, **settings), seed=42)
+    texts = splits.train.texts + splits.validation.texts
+    assert len(texts) == 40 and all(text.split()[-2:] for text in texts)
+    assert splits.label_names[splits.positive] in ("1", "True")
