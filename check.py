@@ -22,7 +22,7 @@ def check(cfg: Config, world: World, console: Console, *, strict: bool) -> int:
     began = time.perf_counter()
     try_pass(job, texts, world.device)
     seconds = time.perf_counter() - began
-    sampler = job.sampler(0)
+    sampler = job.sampler(rank=0)
     lengths = job.template.lengths(job.corpus.train)
     estimate = Estimate(*workload(job, sampler))
     estimate.add(0, 0.0)

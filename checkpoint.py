@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -26,6 +27,11 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     return tensors
 
 
+def folder_of(root: Path, step: int) -> Path:
+    """Where the checkpoint of a step is."""
+    return root / f"step-{step:08d}"
+
+
 def save(
     root: Path,
     model: nn.Module,
@@ -33,11 +39,12 @@ def save(
     state: Mapping[str, object],
 ) -> Path:
     """Write `root/step-<state["step"]>`, whole or not at all; Refusal 73 if that cannot be done."""
-    folder = root / f"step-{state['step']:08d}"
+    folder = folder_of(root, state["step"])
     temporary = root / f".{folder.name}.{os.getpid()}"
     try:
         root.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
+        for stale in root.glob(".step-*"):  # of a process that was killed while it saved
+            shutil.rmtree(stale, ignore_errors=True)
         temporary.mkdir()
         save_file(_contiguous(model_tensors(model)), temporary / "model.safetensors")
         moments = dict(state_tensors(model, optimizer))
@@ -47,9 +54,10 @@ def save(
         if folder.exists():
             shutil.rmtree(folder)
         publish(temporary, folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # the latter for a full disk, too
         shutil.rmtree(temporary, ignore_errors=True)
-        raise Refusal(CANNOT_WRITE, f"{folder}: cannot be written: {error.strerror}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise Refusal(CANNOT_WRITE, f"{folder}: cannot be written: {reason}") from None
     return folder
 
 
@@ -84,6 +92,7 @@ def write_json(path: Path, value: object) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+    _fsync_folder(path.parent)
 
 
 def read_json(path: Path) -> dict | None:
@@ -171,9 +180,10 @@ def export(model: nn.Module, tokenizer, folder: Path) -> None:
         seal(temporary)
         shutil.rmtree(folder, ignore_errors=True)
         publish(temporary, folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise Refusal(CANNOT_WRITE, f"{folder}: cannot be written: {error.strerror}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise Refusal(CANNOT_WRITE, f"{folder}: cannot be written: {reason}") from None
 
 
 def _fsync_folder(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """What the user sees of a run on rank 0: lines, also kept in train.log, and a bar on a terminal."""
 
+import contextlib
 import sys
 from pathlib import Path
 
@@ -26,8 +27,9 @@ class Console:
         """One line for the user."""
         if not self._speaks:
             return
-        tqdm.write(line, file=sys.stderr)
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):  # the terminal may be gone; the run goes on
+            tqdm.write(line, file=sys.stderr)
+            sys.stderr.flush()
         if self._file is None:
             self._early.append(line)
         else:

@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,15 +95,14 @@ def build(
     """Fill the cache folder; it appears complete or not at all."""
     say("reading and checking the data")
     splits = read_splits(cfg, seed=seed)
-    for finding in splits.findings:
-        say(f"  {finding}")
     named = {"train": splits.train, "validation": splits.validation, "test": splits.test}
     named = {name: split for name, split in named.items() if split is not None}
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     meta = {"label_names": splits.label_names, "positive": splits.positive, "splits": {}}
     meta |= {"findings": splits.findings, "report": splits.report}
+    temporary = None
     try:
-        temporary.mkdir(parents=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         say(f"tokenising {sum(len(s.texts) for s in named.values()):,} texts")
         for name, split in named.items():
             meta["splits"][name] = {c: names for c, (_, names) in split.slices.items()}
@@ -115,12 +114,21 @@ def build(
         for name, probability in fitted.items():
             np.save(temporary / f"{name}.baseline.npy", probability)
         (temporary / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
-        if not folder.exists():
-            temporary.rename(folder)
+        _publish(temporary, folder)
     except OSError as error:
         raise Refusal(CANNOT_WRITE, f"{folder}: cannot write the cache: {error.strerror}") from None
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _publish(temporary: Path, folder: Path) -> None:
+    """Rename a finished folder; another builder of the same content may have been first."""
+    try:
+        temporary.rename(folder)
+    except OSError:
+        if not (folder / "meta.json").exists():
+            raise
 
 
 def _write_split(folder: Path, name: str, split: Split, tokenizer) -> None:
@@ -162,7 +170,7 @@ def _open(folder: Path, key: str) -> Corpus:
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         splits = {name: _open_split(folder, name, s) for name, s in meta["splits"].items()}
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError) as error:
         raise Refusal(
             MISSING, f"{folder}: the cache is damaged ({type(error).__name__}); delete this folder"
         ) from None

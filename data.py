@@ -93,9 +93,6 @@ def read_splits(cfg: DataConfig, *, seed: int) -> Splits:
     else:
         train = _limit(train, cfg.limit, seed)
         train, validation = _split_off(train, seed)
-        findings.append(
-            f"no data.validation: {len(validation.rows):,} of the training rows are held out for it"
-        )
     test = _limit(test, cfg.limit, seed) if test else None
     names = _label_names(train)
     _check_labels(names, cfg, [validation, *([test] if test else [])], train.path)
@@ -110,6 +107,7 @@ def read_splits(cfg: DataConfig, *, seed: int) -> Splits:
         name: {"file": str(t.path), "rows": len(t.rows), "labels": dict(Counter(t.labels))}
         for name, t in splits.items()
     }
+    report["held_out"] = 0 if cfg.validation else len(validation.rows)
     report["findings"] = findings
     code = {name: i for i, name in enumerate(names)}
     encoded = {name: _encode(table, code) for name, table in splits.items()}

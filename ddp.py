@@ -76,6 +76,16 @@ class World:
         self.agree(refusal)
         return result
 
+    def together(self, action: Callable[[], object]) -> object:
+        """`action()` on every rank; if any refuses, all do."""
+        result, refusal = None, None
+        try:
+            result = action()
+        except Refusal as error:
+            refusal = error
+        self.agree(refusal)
+        return result
+
     def agree(self, refusal: Refusal | None) -> None:
         """Raise on every rank if any rank refuses, with the message of the first that does."""
         if self.size == 1:
@@ -91,7 +101,7 @@ class World:
             buffer[: len(raw)] = torch.frombuffer(bytearray(raw), dtype=torch.uint8)
         dist.broadcast(buffer, src=first)
         code, _, message = bytes(buffer.tolist()).rstrip(b"\0").decode().partition(" ")
-        raise Refusal(int(code), message)
+        raise Refusal(int(code), message, is_agreed=True)
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """`model` with its gradients averaged over the ranks at each synchronised backward."""
@@ -115,12 +125,10 @@ def pick_device(wanted: str, local_rank: int) -> torch.device:
     if wanted == "cpu":
         return torch.device("cpu")
     if torch.cuda.is_available():
-        if local_rank < torch.cuda.device_count():
+        count, ranks = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        if max(local_rank, ranks - 1) < count:  # the same answer on all ranks of a machine
             return torch.device("cuda", local_rank)
-        count = torch.cuda.device_count()
-        message = (
-            f"process {local_rank} of this machine needs a GPU of its own, but {count} are visible"
-        )
+        message = f"{ranks} processes need a GPU each, but {count} are visible"
         raise Refusal(UNAVAILABLE, f"{message}; lower NPROC or set run.device=cpu")
     driver = nvidia_driver()
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1", "NoDevFiles")
@@ -161,8 +169,8 @@ def process_group(device: str = "auto", timeout_s: int = 1800) -> Iterator[World
         )
     try:
         yield World(rank, local_rank, size, place)
-    except Refusal:  # on every rank alike
-        if size > 1:
+    except Refusal as error:
+        if size > 1 and error.is_agreed:
             dist.destroy_process_group()
         raise
     if size > 1:

@@ -14,10 +14,14 @@ BAD_CONFIG = 78
 
 
 class Refusal(Exception):
-    """An end that is not a crash: one line for the user and the exit code of the process."""
+    """An end that is not a crash: one line for the user and the exit code of the process.
 
-    def __init__(self, exit_code: int, message: str):
+    `is_agreed`: every rank raises it, so that none is left waiting; see ddp.World.agree.
+    """
+
+    def __init__(self, exit_code: int, message: str, *, is_agreed: bool = False):
         self.exit_code = exit_code
+        self.is_agreed = is_agreed
         self.message = printable(message, limit=2000)  # it may quote names and data
         super().__init__(self.message)
 

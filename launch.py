@@ -29,7 +29,13 @@ ROOT = Path(__file__).resolve().parent
 TRAIN = str(ROOT / "train.py")
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # train.py saves and stops at these
 SHUTDOWN_S = 300  # from a signal to a durable checkpoint: one step, and GBs on a slow disk
-LEFT_OVER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "EXIT_CODE_FILE")  # of a launcher around us
+LEFT_OVER = (
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+    "EXIT_CODE_FILE",
+    "CHECK_WORLD_SIZE",
+)  # of a launcher around us
 ASK_TORCH = """
 import json, torch
 gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
@@ -205,7 +211,9 @@ def launch_ranks(plan: Plan, arguments: list[str]) -> int:
     """Check once in one process, then train in many: the exit code of the first rank to end."""
     print(f"checking once before {plan.processes} processes start", file=sys.stderr, flush=True)
     supervisor = Supervisor()
-    code = supervisor.run([sys.executable, TRAIN, *arguments, "--check"])
+    ranks = str(plan.processes * plan.nodes)
+    command = [sys.executable, TRAIN, *arguments, "--check"]
+    code = supervisor.run(command, CHECK_WORLD_SIZE=ranks)
     if supervisor.stopped_by:
         raise Refusal(STOPPED, f"stopped by {supervisor.stopped_by} before training began")
     if code != OK:

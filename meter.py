@@ -18,16 +18,14 @@ class Meter:
     steps: int = 0
     examples: int = 0  # of all ranks
     tokens: int = 0
-    cells: int = 0  # tokens with padding
     waited_s: float = 0.0
     _since: float = field(default_factory=time.perf_counter)
 
-    def add(self, *, examples: int, tokens: int, cells: int, waited_s: float) -> None:
+    def add(self, *, examples: int, tokens: int, waited_s: float) -> None:
         """One step's share."""
         self.steps += 1
         self.examples += examples
         self.tokens += tokens
-        self.cells += cells
         self.waited_s += waited_s
 
     def restart(self) -> None:
@@ -41,7 +39,6 @@ class Meter:
             "step_s": seconds / max(1, self.steps),
             "examples_per_s": self.examples / seconds,
             "tokens_per_s": self.tokens * world_size / seconds,
-            "padding_share": 1 - self.tokens / max(1, self.cells),
             "data_wait_share": self.waited_s / seconds,
             "peak_memory_gib": peak_memory_gib(device),
         }

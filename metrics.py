@@ -121,6 +121,11 @@ def parse_metric(name: str) -> tuple[str, str | None, str | None]:
     return (base, how, column) if slash else (base, None, None)
 
 
+def natural(name: str, value: float) -> float:
+    """A value of `select` as its score is read, so a loss positive again."""
+    return -value if parse_metric(name)[0] in LOWER_IS_BETTER else value
+
+
 def select(name: str, scores: Mapping[str, object]) -> float:
     """The value that decides, higher being better: `scores` with its "slices", by metric name.
 

@@ -10,12 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import nn
 
 from batches import Template
-from errors import BAD_CONFIG, MISSING, Refusal, printable
+from errors import BAD_CONFIG, CANNOT_WRITE, MISSING, Refusal, printable
 from subwords import compose
 
 SCRATCH = "scratch"
@@ -25,7 +26,7 @@ HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt"]  # what a classifier
 # Settings that a model without pretrained weights takes where the configuration has the default:
 # nothing is learnt from random weights at a rate meant to leave pretrained ones nearly in place.
 # RESULTS.md has what was tried.
-SCRATCH_SETTINGS = {"optimizer.lr": 3e-4, "train.epochs": 8.0, "train.label_smoothing": 0.1}
+SCRATCH_SETTINGS = {"optimizer.lr": 3e-4, "train.epochs": 10.0, "train.label_smoothing": 0.1}
 
 
 class HubUnreachable(Refusal):
@@ -67,11 +68,13 @@ def find_source(name: str) -> Source:
     if not re.fullmatch(r"[\w.-]{1,96}(/[\w.-]{1,96})?", name) or ".." in name:
         raise Refusal(MISSING, f"model.name: no folder '{printable(name)}', and no hub name either")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         cached = snapshot_download(name, allow_patterns=HUB_FILES, local_files_only=True)
         return _folder_source(name, Path(cached))
+    except HFValidationError:
+        raise Refusal(MISSING, f"model.name: no folder '{name}', and no hub name either") from None
     except (LocalEntryNotFoundError, Refusal, OSError):
         pass  # not in the cache, or only in part
     _ask_hub(name)
@@ -86,13 +89,14 @@ def find_source(name: str) -> Source:
 
 def _ask_hub(name: str) -> None:
     """One request whether the hub has `name`, without retries."""
+    from huggingface_hub import get_token
+
     if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
         raise HubUnreachable(name, "HF_HUB_OFFLINE is set")
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     request = urllib.request.Request(f"{endpoint}/{name}/resolve/main/config.json", method="HEAD")
-    token = os.environ.get("HF_TOKEN")
-    if token:
-        request.add_header("Authorization", f"Bearer {token}")
+    if token := get_token():
+        request.add_unredirected_header("Authorization", f"Bearer {token}")
     try:
         urllib.request.urlopen(request, timeout=HUB_TIMEOUT_S).close()
     except urllib.error.HTTPError as error:
@@ -165,6 +169,7 @@ def _train_tokenizer(texts: list[str], folder: Path) -> None:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    _settle_scores(tokenizer, texts, special)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
     )
@@ -176,18 +181,44 @@ def _train_tokenizer(texts: list[str], folder: Path) -> None:
         **dict(zip(names, special, strict=True)),
     )
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-    fast.save_pretrained(temporary)
     try:
-        temporary.rename(folder)
-    except OSError:  # another process was first, with the same content
-        shutil.rmtree(temporary)
+        fast.save_pretrained(temporary)
+        if not folder.exists():
+            temporary.rename(folder)
+    except OSError as error:
+        raise Refusal(CANNOT_WRITE, f"{folder}: cannot be written: {error.strerror}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _settle_scores(tokenizer, texts: list[str], special: list[str]) -> None:
+    """Give the pieces ids and scores that depend on the texts alone.
+
+    The trainer adds up in the order of a randomly seeded hash table, so its scores differ from run
+    to run. Three rounds of Viterbi training (hard EM) from equal scores do not.
+    """
+    from tokenizers import models
+
+    pieces = sorted(set(tokenizer.get_vocab()) - set(special))
+    scores = [-10.0] * len(pieces)  # equal: the fewest pieces win
+    for _ in range(3):
+        vocabulary = [(word, 0.0) for word in special] + list(zip(pieces, scores, strict=True))
+        tokenizer.model = models.Unigram(vocabulary, unk_id=special.index("<unk>"))
+        counts = np.zeros(len(vocabulary))
+        for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False):
+            np.add.at(counts, encoding.ids, 1)
+        used = counts[len(special) :] + 0.1
+        scores = np.log(used / used.sum()).tolist()
 
 
 def template(tokenizer, max_length: int, truncation: str) -> Template:
     """How `tokenizer` dresses one text, read off an example."""
     bare = tokenizer("a", add_special_tokens=False)["input_ids"]
     dressed = tokenizer("a")["input_ids"]
-    start = next(i for i in range(len(dressed)) if dressed[i : i + len(bare)] == bare and bare)
+    places = [i for i in range(len(dressed)) if bare and dressed[i : i + len(bare)] == bare]
+    if not places:
+        raise Refusal(MISSING, "model.name: its tokenizer has no token for the letter a")
+    start = places[0]
     prefix, suffix = dressed[:start], dressed[start + len(bare) :]
     if max_length <= len(prefix) + len(suffix):
         raise Refusal(BAD_CONFIG, f"data.max_length: {max_length} leaves no room for a token")
@@ -310,7 +341,7 @@ def _scratch_config(vocabulary: int, max_length: int):
         pad_token_id=1,
         bos_token_id=0,
         eos_token_id=2,
-        hidden_dropout_prob=0.2,
+        hidden_dropout_prob=0.4,
         attention_probs_dropout_prob=0.1,
     )
 

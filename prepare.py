@@ -1,5 +1,6 @@
 """From a configuration to all that training needs: data, model, and every `auto` made a number."""
 
+import dataclasses
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -67,19 +68,26 @@ def prepare(cfg: Config, world: World, say: Callable[[str], None], *, strict: bo
     source = _settle_source(cfg, world, say)
     if source.is_scratch:
         cfg = _with_scratch_settings(cfg, say)
-    models.check_positions(source, cfg.data.max_length)
-    cfg = config.replace(
-        cfg, model__name=source.name, train__precision=pick_precision(cfg, world.device)
-    )
+    world.together(lambda: models.check_positions(source, cfg.data.max_length))
+    precision = world.share(pick_precision(cfg, world.device))
+    cfg = config.replace(cfg, model__name=source.name, train__precision=precision)
     tokenizer, corpus = _tokenise(cfg, source, world, say)
+    for finding in corpus.findings:
+        say(f"  {finding}")
     if strict and corpus.findings:
         raise Refusal(BAD_DATA, f"--strict: {corpus.findings[0]}")
+    if corpus.report["held_out"]:
+        say(
+            f"  no data.validation: {corpus.report['held_out']:,} training rows are held out for it"
+        )
     check_metric(cfg, corpus)
     _check_known_labels(cfg, corpus)
     template = models.template(tokenizer, cfg.data.max_length, cfg.data.truncation)
     say(f"loading the model {source.name}")
-    classifier = models.load_model(
-        source, corpus.label_names, tokenizer, max_length=cfg.data.max_length, seed=cfg.run.seed
+    classifier = world.together(
+        lambda: models.load_model(
+            source, corpus.label_names, tokenizer, max_length=cfg.data.max_length, seed=cfg.run.seed
+        )
     ).to(world.device)
     if cfg.speed.gradient_checkpointing:
         classifier.gradient_checkpointing_enable({"use_reentrant": False})
@@ -137,6 +145,13 @@ def check_metric(cfg: Config, corpus: Corpus | None) -> None:
             f"evaluation.metric: '{printable(column)}' is not among data.slice_columns "
             f"({', '.join(columns) or 'none'})",
         )
+    present = len(np.unique(corpus.validation.labels)) == len(corpus.label_names)
+    if base not in ("loss", "accuracy", "calibration_error") and not (present or column):
+        raise Refusal(
+            BAD_DATA,
+            f"data.validation: has no text of some label, so {base} is undefined; the labels are: "
+            f"{', '.join(printable(n, 30) for n in corpus.label_names[:10])}",
+        )
     if base == "f1_positive" and corpus.positive is None:
         raise Refusal(BAD_CONFIG, "evaluation.metric: f1_positive needs data.positive_label")
 
@@ -165,17 +180,19 @@ def _check_known_labels(cfg: Config, corpus: Corpus) -> None:
 def plan(cfg: Config, corpus: Corpus, world: World) -> tuple[Config, StepPlan]:
     """The step arithmetic, and the configuration with its micro-batch made numbers."""
     t = cfg.train
+    # A check in one process plans for the many that will follow it.
+    ranks = int(os.environ.get("CHECK_WORLD_SIZE", world.size))
     accumulation = None if t.accumulation_steps == "auto" else t.accumulation_steps
     micro = t.micro_batch_size
     if micro == "auto":
-        passes = world.size * (accumulation or 1)
+        passes = ranks * (accumulation or 1)
         micro = max(1, -(-t.global_batch_size // passes))
     tokens = t.micro_batch_tokens
     if tokens == "auto":
         tokens = AUTO_TOKENS[world.device.type]
     steps = plan_steps(
         len(corpus.train),
-        world_size=world.size,
+        world_size=ranks,
         global_batch_size=t.global_batch_size,
         micro_batch_size=micro,
         accumulation_steps=accumulation,
@@ -208,6 +225,8 @@ def try_pass(job: Job, texts: list[int], device: torch.device) -> None:
         job.model.zero_grad(set_to_none=True)
         with torch.no_grad():
             job.model(**batch.inputs)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)  # it is timed, and out of memory must show here
 
 
 def workload(job: Job, sampler: StepSampler) -> tuple[float, float]:
@@ -244,7 +263,7 @@ def _fit_memory(job: Job, world: World, say: Callable[[str], None]) -> Job:
         if tokens // 2 < job.cfg.data.max_length:
             raise Refusal(BAD_CONFIG, "not even one text fits the GPU; lower data.max_length")
         halved = config.replace(job.cfg, train__micro_batch_tokens=tokens // 2)
-        job = Job(**{**vars(job), "cfg": halved})
+        job = dataclasses.replace(job, cfg=halved)
     torch.cuda.reset_peak_memory_stats()
     say(f"passes of at most {job.cfg.train.micro_batch_tokens:,} padded tokens fit the GPU")
     return job
@@ -266,7 +285,7 @@ def _settle_source(cfg: Config, world: World, say: Callable[[str], None]) -> mod
             return models.SCRATCH
 
     name = world.share(world.one_at_first(look, every_host=True))
-    return models.find_source(name)
+    return world.together(lambda: models.find_source(name))
 
 
 def _with_scratch_settings(cfg: Config, say: Callable[[str], None]) -> Config:
@@ -296,4 +315,5 @@ def _tokenise(
         )
         return tokenizer, load_corpus(cfg.data, tokenizer, seed=seed, say=say)
 
-    return world.one_at_first(load, every_host=True) or load()
+    made = world.one_at_first(load, every_host=True)
+    return world.together(lambda: made or load())

@@ -8,6 +8,8 @@ import torch
 import checkpoint
 from console import Console
 from ddp import World
+from errors import MISSING, Refusal
+from metrics import natural
 from optimizer import state_tensors
 from prepare import Job
 from rundir import RunDir
@@ -41,11 +43,13 @@ def save(
 ) -> None:
     """A checkpoint of this step, the pointer to the best one, and no more old ones than wanted."""
     began = time.perf_counter()
+    log.sync()  # what it tells of the steps up to here must be as durable as the checkpoint
     folder = checkpoint.save(run.checkpoints, job.model, optimizer, asdict(progress))
-    best = run.checkpoints / f"step-{progress.best_step:08d}"
+    best = checkpoint.folder_of(run.checkpoints, progress.best_step)
     if progress.best is not None:
         pointer = {"checkpoint": best.name, "metric": job.cfg.evaluation.metric}
-        checkpoint.write_json(run.path / "best.json", pointer | {"value": progress.best})
+        value = natural(job.cfg.evaluation.metric, progress.best)
+        checkpoint.write_json(run.path / "best.json", pointer | {"value": value})
     if job.cfg.checkpoint.keep != "all":
         checkpoint.prune(run.checkpoints, job.cfg.checkpoint.keep, best)
     seconds = round(time.perf_counter() - began, 3)
@@ -85,7 +89,11 @@ def load_best(job: Job, world: World, run: RunDir | None, progress: Progress) ->
     """The weights of the best checkpoint into the model, on every rank."""
 
     def load() -> None:
-        checkpoint.load_weights(run.checkpoints / f"step-{progress.best_step:08d}", job.model)
+        folder = checkpoint.folder_of(run.checkpoints, progress.best_step)
+        wrong = checkpoint.fault(folder)  # long ago written, and safetensors sees no flipped bit
+        if wrong:
+            raise Refusal(MISSING, f"{folder}: the best checkpoint is damaged: {wrong}")
+        checkpoint.load_weights(folder, job.model)
 
     world.one_at_first(load)
     for tensor in checkpoint.model_tensors(job.model).values():

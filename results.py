@@ -22,12 +22,12 @@ import rundir
 from console import Console
 from corpus import TokenisedSplit
 from ddp import World
-from errors import CANNOT_WRITE, CRASH, OK, STOPPED, Refusal
+from errors import CANNOT_WRITE, CRASH, OK, STOPPED, Refusal, printable
 from model import weights_key
 from prepare import Job
 from progress import Progress
 from rundir import RunDir
-from runlog import RunLog
+from runlog import RunLog, lines
 from subwords import fold
 
 CHECKPOINT_BYTES = 12  # a parameter and its two moments, fp32
@@ -56,7 +56,7 @@ def evaluation_line(job: Job, progress: Progress, scores: Mapping[str, object]) 
     """One evaluation for the terminal: the deciding score, loss, and whether it is the best."""
     metric = job.cfg.evaluation.metric
     epoch = progress.step / job.steps.steps_per_epoch
-    value = abs(metrics.select(metric, scores))
+    value = metrics.natural(metric, metrics.select(metric, scores))
     parts = [f"step {progress.step}, epoch {epoch:.2f}: validation {metric} {value:.4f}"]
     if metric != "f1_macro" and scores["f1_macro"] is not None:
         parts.append(f"f1_macro {scores['f1_macro']:.4f}")
@@ -65,7 +65,9 @@ def evaluation_line(job: Job, progress: Progress, scores: Mapping[str, object]) 
     if progress.best_step == progress.step:
         parts.append("best so far")
     else:
-        parts.append(f"best {abs(progress.best):.4f} at step {progress.best_step}")
+        parts.append(
+            f"best {metrics.natural(metric, progress.best):.4f} at step {progress.best_step}"
+        )
     return "  ".join(parts)
 
 
@@ -76,10 +78,13 @@ def open_directory(job: Job) -> RunDir:
     """This run's directory, held, with room for its checkpoints; Refusal 69, 73 or 78."""
     who = rundir.identity(job.cfg, data_key=job.corpus.key, model_key=weights_key(job.source))
     run = rundir.open_run(job.cfg, who)
+    if finished_line(run):
+        return run
     keep = job.cfg.checkpoint.keep
-    kept = job.steps.total_steps if keep == "all" else keep
+    kept = 3 if keep == "all" else keep + 2  # the best one and the one being written beside them
     parameters = sum(p.numel() for p in job.model.parameters())
-    needed = parameters * CHECKPOINT_BYTES * (min(kept, 2) + 2)  # the best and one being written
+    there = sum(p.stat().st_size for p in run.checkpoints.glob("*/*"))
+    needed = max(0, parameters * CHECKPOINT_BYTES * kept - there)
     free = shutil.disk_usage(run.path).free
     if free < needed:
         run.close()
@@ -121,6 +126,7 @@ def start(job: Job, run: RunDir, log: RunLog, console: Console, world: World) ->
     run.set_state("running")
     (run.path / "config.yaml").write_text(config.dump(job.cfg), encoding="utf-8")
     checkpoint.write_json(run.path / "data_report.json", job.corpus.report)
+    _warn_of_another_machine(log, run, console, world)
     scores = score_baselines(job, job.corpus.validation)
     counts = {"train": len(job.corpus.train)} | {
         name: len(split) for name, split in job.corpus.evaluated().items()
@@ -155,8 +161,25 @@ def start(job: Job, run: RunDir, log: RunLog, console: Console, world: World) ->
     say(f"  {job.steps}")
     say(f"  lr {job.cfg.optimizer.lr:g} at step {job.steps.warmup_steps}, then down a cosine")
     metric = job.cfg.evaluation.metric
-    held = {name: abs(metrics.select(metric, s)) for name, s in scores.items()}
+    held = {name: metrics.natural(metric, metrics.select(metric, s)) for name, s in scores.items()}
     say(f"  to beat: validation {metric} " + ", ".join(f"{n} {v:.4f}" for n, v in held.items()))
+
+
+def _warn_of_another_machine(log: RunLog, run: RunDir, console: Console, world: World) -> None:
+    """Say so if this start's environment is not that of the run's last one."""
+    starts = [e for e in lines(run.path / "metrics.jsonl") if e["event"] == "start"]
+    if not starts:
+        return
+    before, now = starts[-1].get("environment", {}), environment(world)
+    changed = [
+        f"{name} {printable(before.get(name))} -> {printable(now[name])}"
+        for name in ("device", "world_size", "threads", "versions")
+        if before.get(name) != now[name]
+    ]
+    if changed:
+        message = f"going on elsewhere, so the bytes may differ: {', '.join(changed)}"
+        console.say(f"  {message}")
+        log.write("warning", code="environment", message=message)
 
 
 def device_name(device: torch.device) -> str:
@@ -233,11 +256,19 @@ def finish(
     wrong = checkpoint.fault(run.path / "best")
     if wrong:
         raise Refusal(CANNOT_WRITE, f"{run.path / 'best'}: {wrong}")
-    if job.cfg.checkpoint.keep != "all":
-        shutil.rmtree(run.checkpoints)
-        (run.path / "best.json").unlink(missing_ok=True)
-    log.write("end", status="completed", reason=reason, best_step=progress.best_step, results=final)
+    log.write(
+        "end",
+        status="completed",
+        reason=reason,
+        best=metrics.natural(job.cfg.evaluation.metric, progress.best),
+        best_step=progress.best_step,
+        seconds=final["seconds"],
+        results=final,
+    )
     run.set_state("completed", exit_code=OK, reason=reason)
+    if job.cfg.checkpoint.keep != "all":  # last: a run killed here is complete already
+        shutil.rmtree(run.checkpoints, ignore_errors=True)
+        (run.path / "best.json").unlink(missing_ok=True)
     console.say(f"done: {reason}; best at step {progress.best_step}")
     for name in splits:
         console.say(f"  {_split_line(name, final[name])}")
@@ -246,13 +277,12 @@ def finish(
 
 def training_seconds(run: RunDir) -> float:
     """Seconds that a run's processes worked, from its log; pauses between them do not count."""
-    from runlog import lines
-
     total, previous = 0.0, None
     for event in lines(run.path / "metrics.jsonl"):
+        moment = event.get("time")
         if previous is not None and event["event"] != "start":
-            total += event["time"] - previous
-        previous = event["time"]
+            total += moment - previous
+        previous = moment
     return total + (time.time() - previous if previous is not None else 0.0)
 
 
@@ -288,7 +318,7 @@ def _write_predictions(path: Path, job: Job, split: TokenisedSplit, logits: np.n
                 "predicted": names[int(logits[i].argmax())],
                 "probabilities": [round(float(p), 7) for p in probability[i]],
             }
-            record |= {c: values[codes[i]] for c, (codes, values) in split.slices.items()}
+            record["slices"] = {c: names_[codes[i]] for c, (codes, names_) in split.slices.items()}
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 

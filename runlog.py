@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -38,6 +39,12 @@ class RunLog:
         with self._lock:
             self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
             self._file.flush()
+
+    def sync(self) -> None:
+        """Return once all lines are on disk."""
+        with self._lock:
+            if self._file is not None:
+                os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the file; later events are dropped."""

@@ -3,17 +3,20 @@
 import os
 import signal
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+
 
 class StopRequest:
-    """Set by SIGTERM, SIGINT and SIGUSR1; read between steps."""
+    """Set by SIGTERM, SIGINT, SIGUSR1 and a closed terminal's SIGHUP; read between steps."""
 
     def __init__(self) -> None:
         self.name: str | None = None
 
     def listen(self) -> None:
-        """Take over the three signals of this process."""
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            signal.signal(number, self._note)
+        """Take over these signals of this process, but not what nohup has it ignore."""
+        for number in SIGNALS:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._note)
 
     def is_set(self, step: int) -> bool:
         """Whether to stop after `step`, the number of steps taken."""
@@ -28,5 +31,5 @@ class StopRequest:
 
 def ignore_in_worker(worker: int) -> None:
     """For DataLoader workers: torchrun and terminals signal them too, and the trainer decides."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -2,7 +2,7 @@
 
 A token's vector is the sum of its n-grams' vectors (Bojanowski et al. 2017, arXiv:1607.04606), so
 that what is learnt of one word serves its relatives; plain embeddings of as few texts learn each
-word for itself. `folded` turns the model into a plain one with the same outputs.
+word for itself. `fold` turns the model into a plain one with the same outputs.
 
 Shapes: V tokens, P n-grams of a token at most, H hidden size.
 """

@@ -180,20 +180,22 @@ def train(
         progress.step += 1
         console.advance()
         cells = sum(b.inputs["input_ids"].numel() for b in micro_batches)
-        tokens = sum(b.tokens for b in micro_batches if not b.is_filler)
-        meter.add(examples=n, tokens=tokens, cells=cells, waited_s=waited_s)
+        tokens = sum(b.tokens for b in micro_batches)
+        meter.add(examples=n, tokens=tokens, waited_s=waited_s)
 
         if due(progress.step, cfg.log.every, job):
             progress.skipped += read_and_clear(skipped)
             loss = float(world.sum(loss))
             fields = {"step": progress.step, "epoch": progress.step / job.steps.steps_per_epoch}
             fields |= {"loss": loss, "lr": lr, "grad_norm": float(norm)}
+            fields |= {"padding_share": 1 - tokens / cells}  # of rank 0, in this step
             log.write("step", **fields, **meter.report(world.size, world.device))
             console.show(f"step {progress.step}/{total}  loss {loss:.4f}  lr {lr:.2e}")
             refuse_nonfinite(progress, cfg)
         seconds = estimate.add(cells, time.perf_counter() - began)
         if seconds is not None:
-            console.say(f"the whole run takes about {in_words(seconds)} if it does not stop early")
+            left = "the rest of the run" if sampler.first_step else "the whole run"
+            console.say(f"{left} takes about {in_words(seconds)} if it does not stop early")
         if due(progress.step, cfg.evaluation.every, job):
             scores = evaluate_and_judge(job, progress, world)
             is_best = progress.best_step == progress.step
@@ -232,6 +234,7 @@ def refuse_nonfinite(progress: Progress, cfg: Config) -> None:
             NON_FINITE,
             f"{progress.skipped} of {progress.step} steps had a gradient that is not finite, more "
             f"than train.max_nonfinite={cfg.train.max_nonfinite}; lower optimizer.lr or use fp32",
+            is_agreed=True,
         )
 
 
@@ -256,9 +259,9 @@ def run_training(
             recorder.start()
         progress, reason = train(job, world, run, log, console, stop)
         if progress.is_over(job) is None:
-            raise Refusal(
-                STOPPED, f"{reason} after step {progress.step}; run the same command to go on"
-            )
+            again = "run the same command to go on"
+            message = f"{reason} after step {progress.step}; {again}"
+            raise Refusal(STOPPED, message, is_agreed=True)
         load_best(job, world, run, progress)
         logits = {name: evaluate(job, s, world) for name, s in job.corpus.evaluated().items()}
         world.one_at_first(
@@ -311,7 +314,10 @@ def main(argv: list[str] | None = None, stop: StopRequest | None = None) -> int:
     except Refusal as error:
         if first_to_end(error.exit_code):
             print(error.message, file=sys.stderr, flush=True)
-        return error.exit_code
+        # torchrun restarts or reports what ends with an error; an agreed end is none to it, and the
+        # script has the code. One rank's own must end the others, which wait for it.
+        quiet = error.is_agreed and "EXIT_CODE_FILE" in os.environ
+        return OK if quiet else error.exit_code
     except Exception:
         first_to_end(CRASH)
         traceback.print_exc()
@@ -337,7 +343,4 @@ def first_to_end(exit_code: int) -> bool:
 
 
 if __name__ == "__main__":
-    code = main()
-    sys.stdout.flush()
-    # torchrun restarts what ends with an error; an agreed end is none, and the script has the code.
-    sys.exit(OK if "EXIT_CODE_FILE" in os.environ and code != CRASH else code)
+    sys.exit(main())

@@ -182,3 +182,14 @@ def test_the_template_is_read_off_the_tokenizer(folder):
     assert len(ids) <= 14 and template.dress(ids) == tokenizer("a tram")["input_ids"]
     with pytest.raises(Refusal, match=re.escape("data.max_length: 2 leaves no room")):
         models.template(tokenizer, 2, "head")
+
+
+def test_a_tokenizer_from_scratch_is_a_function_of_its_texts(tmp_path):
+    texts = [r["text"] for r in tiny.rows(300)]
+    for name in ("one", "two"):
+        models._train_tokenizer(texts, tmp_path / name)
+    models._train_tokenizer(texts[:150], tmp_path / "half")
+    one, two, half = (
+        (tmp_path / n / "tokenizer.json").read_bytes() for n in ("one", "two", "half")
+    )
+    assert one == two and one != half

@@ -142,6 +142,7 @@ def run_as_rank(argument_lists: list[tuple[list[str], tuple[int, ...]]]) -> list
     """Exit codes of consecutive starts in one rank."""
     codes = []
     for arguments_, stops in argument_lists:
+        tiny.fresh_port()
         codes.append(tiny.run(arguments_, *stops))
     return codes
 

@@ -17,6 +17,7 @@ SMOOTHING = 0.1
 
 def gradients(folder, dtype, micro, *, naive=False) -> list[np.ndarray]:
     """The gradient of each step of an epoch on this rank; 33 texts are 16, 16 and 1."""
+    tiny.fresh_port()
     with process_group("cpu") as world:
         job = tiny.make_job(arguments(folder, micro), world)
         job.model.to(dtype)

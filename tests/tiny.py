@@ -1,5 +1,6 @@
 """What tests run on: a two-layer random XLM-R with its tokenizer, a few rows, several ranks."""
 
+import contextlib
 import csv
 import multiprocessing
 import os
@@ -114,26 +115,46 @@ def run(arguments: list[str], *stops: int) -> int:
     return train.main(["--config", os.devnull, *arguments], StopAfter(*stops))
 
 
+PORTS: list[int] = []  # of a rank: for the process groups that it will form, one after another
+
+
 def run_ranks(size: int, function: Callable, *arguments: object) -> list[object]:
-    """function(*arguments) in `size` gloo processes at once; their results by rank."""
+    """function(*arguments) in `size` gloo processes at once; their results by rank.
+
+    A function that forms several process groups calls `fresh_port` before each: a rank that is
+    early would find the store of the group before at the same port.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "transformers.models.xlm_roberta", "train", "sklearn"])
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(8)]
+        for free in sockets:
+            free.bind(("127.0.0.1", 0))
+        ports = [free.getsockname()[1] for free in sockets]
     queue = context.Queue()
     children = [
-        context.Process(target=_rank, args=(rank, size, port, queue, function, arguments))
+        context.Process(target=_rank, args=(rank, size, ports, queue, function, arguments))
         for rank in range(size)
     ]
     for child in children:
         child.start()
-    results = dict(queue.get(timeout=300) for _ in children)
+    results: dict[int, object] = {}
+    while len(results) < size:
+        rank, result = queue.get(timeout=300)
+        if isinstance(result, _Failure):
+            for child in children:
+                child.kill()  # they would wait for the one that failed
+            raise AssertionError(f"rank {rank}: {result.trace}")
+        results[rank] = result
     for child in children:
         child.join()
-    failed = [r for r in results.values() if isinstance(r, _Failure)]
-    assert not failed, failed[0].trace
     return [results[rank] for rank in range(size)]
+
+
+def fresh_port() -> None:
+    """In a rank: let the next process group meet at a port of its own."""
+    if PORTS:
+        os.environ["MASTER_PORT"] = str(PORTS.pop(0))
 
 
 class _Failure:
@@ -141,12 +162,16 @@ class _Failure:
         self.trace = trace
 
 
-def _rank(rank: int, size: int, port: int, queue, function: Callable, arguments: tuple) -> None:
+def _rank(
+    rank: int, size: int, ports: list[int], queue, function: Callable, arguments: tuple
+) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ["MASTER_ADDR"] = "127.0.0.1"
     os.environ["TORCH_DISTRIBUTED_DEBUG"] = (
-        "DETAIL"  # gloo lets a skipped collective pass in silence
+        "DETAIL"  # gloo forgives a skipped collective
     )
+    PORTS[:] = ports
+    fresh_port()
     torch.set_num_threads(1)
     try:
         queue.put((rank, function(*arguments)))
