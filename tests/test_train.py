@@ -1,5 +1,7 @@
 """The update is that of the whole global batch, however it is cut; dropout, clipping, skipping."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tiny
@@ -15,25 +17,24 @@ from optimizer import update
 SMOOTHING = 0.1
 
 
-def gradients(folder, dtype, micro, *, naive=False) -> list[np.ndarray]:
+def gradients(folder, dtype, micro, *, world=None, naive=False) -> list[np.ndarray]:
     """The gradient of each step of an epoch on this rank; 33 texts are 16, 16 and 1."""
-    tiny.fresh_port()
-    with process_group("cpu") as world:
-        job = tiny.make_job(arguments(folder, micro), world)
-        job.model.to(dtype)
-        object.__setattr__(job, "class_weights", job.class_weights.to(dtype))
-        model, sampler = world.wrap(job.model), job.sampler(world.rank)
-        texts, result = Texts(job.corpus.train, job.template), []
-        for step in range(job.steps.steps_per_epoch):
-            n = len(sampler.global_batch(step))
-            batches = [job.collate([texts[i] for i in m]) for m in sampler.micro_batches(step)]
-            if naive:
-                naive_backward(model, batches, job.class_weights)
-            else:
-                train.backward(model, batches, n, step, job, world)
-            flat = torch.cat([p.grad.flatten() for p in model.parameters()])
-            result.append(flat.double().numpy())
-            model.zero_grad()
+    world = world or tiny.alone()
+    job = tiny.make_job(arguments(folder, micro), world)
+    job.model.to(dtype)
+    job = dataclasses.replace(job, class_weights=job.class_weights.to(dtype))
+    model, sampler = world.wrap(job.model), job.sampler(world.rank)
+    texts, result = Texts(job.corpus.train, job.template), []
+    for step in range(job.steps.steps_per_epoch):
+        n = len(sampler.global_batch(step))
+        batches = [job.collate([texts[i] for i in m]) for m in sampler.micro_batches(step)]
+        if naive:
+            naive_backward(model, batches, job.class_weights)
+        else:
+            train.backward(model, batches, n, step, job, world)
+        flat = torch.cat([p.grad.flatten() for p in model.parameters()])
+        result.append(flat.double().numpy())
+        model.zero_grad()
     return result
 
 
@@ -58,7 +59,8 @@ def distance(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def gradients_of_all(folder, cases) -> list[list[np.ndarray]]:
-    return [gradients(folder, dtype, micro) for dtype, micro in cases]
+    with process_group("cpu") as world:
+        return [gradients(folder, dtype, micro, world=world) for dtype, micro in cases]
 
 
 LIMITS = {torch.float32: 1e-6, torch.float64: 1e-12}

@@ -1,6 +1,5 @@
 """What tests run on: a two-layer random XLM-R with its tokenizer, a few rows, several ranks."""
 
-import contextlib
 import csv
 import multiprocessing
 import os
@@ -115,25 +114,20 @@ def run(arguments: list[str], *stops: int) -> int:
     return train.main(["--config", os.devnull, *arguments], StopAfter(*stops))
 
 
-PORTS: list[int] = []  # of a rank: for the process groups that it will form, one after another
-
-
 def run_ranks(size: int, function: Callable, *arguments: object) -> list[object]:
     """function(*arguments) in `size` gloo processes at once; their results by rank.
 
-    A function that forms several process groups calls `fresh_port` before each: a rank that is
-    early would find the store of the group before at the same port.
+    It may form one process group: a second one in the same processes can hang in the rendezvous,
+    while a rank is still taking the first one down.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "transformers.models.xlm_roberta", "train", "sklearn"])
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(8)]
-        for free in sockets:
-            free.bind(("127.0.0.1", 0))
-        ports = [free.getsockname()[1] for free in sockets]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     queue = context.Queue()
     children = [
-        context.Process(target=_rank, args=(rank, size, ports, queue, function, arguments))
+        context.Process(target=_rank, args=(rank, size, port, queue, function, arguments))
         for rank in range(size)
     ]
     for child in children:
@@ -151,27 +145,14 @@ def run_ranks(size: int, function: Callable, *arguments: object) -> list[object]
     return [results[rank] for rank in range(size)]
 
 
-def fresh_port() -> None:
-    """In a rank: let the next process group meet at a port of its own."""
-    if PORTS:
-        os.environ["MASTER_PORT"] = str(PORTS.pop(0))
-
-
 class _Failure:
     def __init__(self, trace: str):
         self.trace = trace
 
 
-def _rank(
-    rank: int, size: int, ports: list[int], queue, function: Callable, arguments: tuple
-) -> None:
+def _rank(rank: int, size: int, port: int, queue, function: Callable, arguments: tuple) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
-    os.environ["MASTER_ADDR"] = "127.0.0.1"
-    os.environ["TORCH_DISTRIBUTED_DEBUG"] = (
-        "DETAIL"  # gloo forgives a skipped collective
-    )
-    PORTS[:] = ports
-    fresh_port()
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     try:
         queue.put((rank, function(*arguments)))
