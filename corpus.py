@@ -17,7 +17,7 @@ from errors import CANNOT_WRITE, MISSING, Refusal
 
 MAX_TOKENS = 8192  # ids kept of one text, before max_length cuts it
 CHUNK = 8192  # texts tokenised at a time: bounds the memory of their encodings
-FORMAT = 1  # raise when what is cached changes its meaning
+FORMAT = 2  # raise when what is cached changes its meaning
 
 
 @dataclass(frozen=True)
