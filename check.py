@@ -24,7 +24,7 @@ def check(cfg: Config, world: World, console: Console, *, strict: bool) -> int:
     seconds = time.perf_counter() - began
     sampler = job.sampler(rank=0)
     lengths = job.template.lengths(job.corpus.train)
-    estimate = Estimate(*workload(job, sampler))
+    estimate = Estimate(workload(job, sampler))
     estimate.add(0, 0.0)
     estimate.add(len(texts) * int(lengths[texts].max()), seconds)
     console.say(f"  {job.steps}")

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from errors import CANNOT_WRITE, MISSING, Refusal
 from optimizer import state_tensors
 
+BYTES_PER_PARAMETER = 12  # itself and its two moments, fp32
+
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     """The model's state by name; a tensor that two modules share counts once."""
@@ -121,20 +123,26 @@ def fault(folder: Path) -> str | None:
     return None
 
 
-def newest(root: Path) -> Path | None:
-    """The newest checkpoint that verifies, or None if there is no checkpoint at all.
+def newest(root: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that verifies, None if there is none; what was wrong with newer ones.
 
-    Raises Refusal 66 if there are some and none is valid: never a silent start from nothing.
+    Those are renamed to `damaged-...`, so that no pruning takes them for the newest. Raises Refusal
+    66 if there are some and none is valid: never a silent start from nothing.
     """
-    faults = []
+    faults: dict[Path, str] = {}
     for folder in reversed(listed(root)):
         wrong = fault(folder)
         if wrong is None:
-            return folder
-        faults.append(f"{folder.name}: {wrong}")
+            for damaged in faults:
+                aside = damaged.with_name(f"damaged-{damaged.name}")
+                shutil.rmtree(aside, ignore_errors=True)
+                damaged.rename(aside)
+            return folder, [f"{damaged.name}: {why}" for damaged, why in faults.items()]
+        faults[folder] = wrong
     if faults:
-        raise Refusal(MISSING, f"{root}: no valid checkpoint ({'; '.join(faults)})")
-    return None
+        listing = "; ".join(f"{folder.name}: {why}" for folder, why in faults.items())
+        raise Refusal(MISSING, f"{root}: no valid checkpoint ({listing})")
+    return None, []
 
 
 def listed(root: Path) -> list[Path]:

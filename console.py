@@ -35,6 +35,13 @@ class Console:
         else:
             self._write(line)
 
+    def end(self, line: str, *, is_shown: bool) -> None:
+        """Why the program ends: in the file, and on the terminal if no other rank has said so."""
+        if is_shown:
+            print(line, file=sys.stderr, flush=True)
+        if self._file is not None:
+            self._write(line)
+
     def _write(self, line: str) -> None:
         self._file.write(line + "\n")
         self._file.flush()

@@ -103,16 +103,16 @@ def build(
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        say(f"tokenising {sum(len(s.texts) for s in named.values()):,} texts")
-        for name, split in named.items():
-            meta["splits"][name] = {c: names for c, (_, names) in split.slices.items()}
-            _write_split(temporary, name, split, tokenizer)
         say("fitting the TF-IDF baseline")
         evaluated = {name: s.texts for name, s in named.items() if name != "train"}
         train = (splits.train.texts, splits.train.labels)
         fitted = baselines.tfidf(*train, evaluated, classes=len(splits.label_names), seed=seed)
         for name, probability in fitted.items():
             np.save(temporary / f"{name}.baseline.npy", probability)
+        say(f"tokenising {sum(len(s.texts) for s in named.values()):,} texts")
+        for name, split in named.items():
+            meta["splits"][name] = {c: names for c, (_, names) in split.slices.items()}
+            _write_split(temporary, name, split, tokenizer)
         (temporary / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
         _publish(temporary, folder)
     except OSError as error:
@@ -137,14 +137,23 @@ def _write_split(folder: Path, name: str, split: Split, tokenizer) -> None:
     for encoded in _encode(split.texts, tokenizer):
         lengths[done : done + len(encoded)] = [len(ids) for ids in encoded]
         done += len(encoded)
-        flat = np.fromiter((i for ids in encoded for i in ids), dtype=np.int32)
-        parts.append(flat)
-    np.save(folder / f"{name}.ids.npy", np.concatenate(parts))
+        parts.append(np.fromiter((i for ids in encoded for i in ids), dtype=np.int32))
+    _save_parts(folder / f"{name}.ids.npy", parts)
     np.save(folder / f"{name}.offsets.npy", np.concatenate([[0], np.cumsum(lengths)]))
     np.save(folder / f"{name}.labels.npy", split.labels)
     np.save(folder / f"{name}.rows.npy", split.rows)
     for i, (codes, _) in enumerate(split.slices.values()):
         np.save(folder / f"{name}.slice{i}.npy", codes)
+
+
+def _save_parts(path: Path, parts: list[np.ndarray]) -> None:
+    """`np.save` of the parts end to end, without holding them twice."""
+    header = np.lib.format.header_data_from_array_1_0(parts[0])
+    with open(path, "wb") as file:
+        total = sum(len(part) for part in parts)
+        np.lib.format.write_array_header_1_0(file, header | {"shape": (total,)})
+        for part in parts:
+            file.write(part.data)
 
 
 def _encode(texts: list[str], tokenizer) -> Iterator[list[list[int]]]:

@@ -304,8 +304,12 @@ def _jsonl_records(path: Path) -> Iterator[list]:
         if columns is None:
             columns = list(record)
             yield columns
-        # What is missing or nested has no value here: a bad row only where it is needed.
-        yield [None if isinstance(c := record.get(k), dict | list) else c for k in columns]
+        yield [_single(record.get(k)) for k in columns]
+
+
+def _single(cell: object) -> object:
+    """A cell, None where it is nested or binary: a bad row only where its column is needed."""
+    return None if isinstance(cell, dict | list | bytes) else cell
 
 
 def _parquet_records(path: Path) -> Iterator[list]:
@@ -322,7 +326,7 @@ def _parquet_records(path: Path) -> Iterator[list]:
         yield list(file.schema_arrow.names)
         for batch in file.iter_batches():
             columns = [column.to_pylist() for column in batch.columns]
-            yield from map(list, zip(*columns, strict=True))
+            yield from ([_single(c) for c in row] for row in zip(*columns, strict=True))
     except (OSError, ValueError) as error:
         raise Refusal(BAD_DATA, f"{path}: not Parquet: {printable(error)}") from None
 

@@ -67,14 +67,8 @@ class World:
         Returns what it returned there and None elsewhere. A Refusal is raised on every rank alike,
         so that none waits for another that has left.
         """
-        result, refusal = None, None
-        if self.rank == 0 or (every_host and self.local_rank == 0):
-            try:
-                result = action()
-            except Refusal as error:
-                refusal = error
-        self.agree(refusal)
-        return result
+        acts = self.rank == 0 or (every_host and self.local_rank == 0)
+        return self.together(action if acts else lambda: None)
 
     def together(self, action: Callable[[], object]) -> object:
         """`action()` on every rank; if any refuses, all do."""

@@ -9,6 +9,7 @@ import torch
 
 GIB = 1 << 30
 FIRST_ESTIMATE_S = 10.0  # after this much of steps, if there were at least three
+LATEST_ESTIMATE_S = 20.0  # after this much, however few there were
 
 
 @dataclass
@@ -46,13 +47,25 @@ class Meter:
         return {name: round(value, 4) for name, value in fields.items()}
 
 
+@dataclass(frozen=True)
+class Workload:
+    """What is left of a run, on this rank."""
+
+    training_cells: float  # tokens with padding of all steps
+    evaluation_cells: float  # of all forwards for scores
+    saving_s: float = 0.0
+
+    @property
+    def cells(self) -> float:
+        """In units of training: a backward computes two products for each of its forward's one."""
+        return self.training_cells + self.evaluation_cells / 3
+
+
 class Estimate:
     """Predicts a run's length from its first steps, whose cost goes with their padded tokens."""
 
-    def __init__(self, total_cells: float, evaluation_cells: float):
-        """Padded tokens of all steps left on this rank, and of all forwards for scores."""
-        # A forward is a third of a step: the backward computes two products for each of its one.
-        self._work = total_cells + evaluation_cells / 3
+    def __init__(self, work: Workload):
+        self._work = work
         self._cells, self._seconds, self._steps, self._told = 0, 0.0, 0, False
 
     def add(self, cells: int, seconds: float) -> float | None:
@@ -65,14 +78,15 @@ class Estimate:
             return None
         self._cells += cells
         self._seconds += seconds
-        if self._told or self._steps < 4 or self._seconds < FIRST_ESTIMATE_S:
+        is_steady = self._steps >= 4 and self._seconds >= FIRST_ESTIMATE_S
+        if self._told or not (is_steady or self._seconds >= LATEST_ESTIMATE_S):
             return None
         self._told = True
         return self.whole()
 
     def whole(self) -> float:
         """Seconds for all the work, at the pace so far."""
-        return self._work * self._seconds / max(1, self._cells)
+        return self._work.cells * self._seconds / max(1, self._cells) + self._work.saving_s
 
 
 def peak_memory_gib(device: torch.device) -> float:

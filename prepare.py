@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+import checkpoint
 import config
 import metrics
 import model as models
@@ -18,11 +19,15 @@ from config import Config
 from corpus import Corpus, content_key, load_corpus, training_texts
 from ddp import World
 from errors import BAD_CONFIG, BAD_DATA, Refusal, printable
+from meter import Workload
 from schedule import StepPlan, plan_steps
 
 # Padded tokens of one pass where train.micro_batch_tokens is auto; the first pass halves it if it
 # does not fit a GPU. On a CPU larger passes are no faster (see RESULTS.md) and only take memory.
 AUTO_TOKENS = {"cpu": 8192, "cuda": 65536}
+
+
+SAVED_BYTES_PER_S = 300e6  # of a checkpoint, written, hashed and flushed to a cloud disk
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,7 @@ def prepare(cfg: Config, world: World, say: Callable[[str], None], *, strict: bo
     ).to(world.device)
     if cfg.speed.gradient_checkpointing:
         classifier.gradient_checkpointing_enable({"use_reentrant": False})
+    is_cut_given = cfg.train.micro_batch_tokens != "auto"
     cfg, steps = plan(cfg, corpus, world)
     job = Job(
         cfg=cfg,
@@ -103,7 +109,7 @@ def prepare(cfg: Config, world: World, say: Callable[[str], None], *, strict: bo
         class_weights=weigh(cfg, corpus).to(world.device),
         dtype=torch.bfloat16 if cfg.train.precision == "bf16" else torch.float32,
     )
-    return job if world.device.type == "cpu" else _fit_memory(job, world, say)
+    return job if is_cut_given or world.device.type == "cpu" else _fit_memory(job, world, say)
 
 
 def set_determinism(cfg: Config, device: torch.device) -> None:
@@ -229,26 +235,36 @@ def try_pass(job: Job, texts: list[int], device: torch.device) -> None:
         torch.cuda.synchronize(device)  # it is timed, and out of memory must show here
 
 
-def workload(job: Job, sampler: StepSampler) -> tuple[float, float]:
-    """Padded tokens of the steps left and of all evaluations left, on this rank."""
+def workload(job: Job, sampler: StepSampler) -> Workload:
+    """What is left of a run from the sampler's first step on, on this rank."""
     total, first = job.steps.total_steps, sampler.first_step
     some = np.unique(np.linspace(first, max(first, total - 1), 50).astype(int))
     mean = np.mean([sampler.cells(int(step)) for step in some]) if first < total else 0.0
-    every = job.cfg.evaluation.every
-    interval = job.steps.steps_per_epoch if every == "epoch" else every
-    counts = {"validation": -(-(total - first) // interval) + 1, "test": 1}
+
+    def times(every: int | str) -> int:
+        return -(-(total - first) // (job.steps.steps_per_epoch if every == "epoch" else every))
+
+    counts = {"validation": times(job.cfg.evaluation.every) + 1, "test": 1}
     scored = 0.0
     for name, split in job.corpus.evaluated().items():
         lengths = job.template.lengths(split)
         cells = sum(len(rows) * int(lengths[rows].max()) for rows in evaluation_batches(lengths))
         scored += counts[name] * cells / sampler.num_replicas
-    return float(mean) * (total - first), scored
+    parameters = sum(p.numel() for p in job.model.parameters())
+    saved = times(job.cfg.checkpoint.every) * parameters * checkpoint.BYTES_PER_PARAMETER
+    return Workload(float(mean) * (total - first), scored, saved / SAVED_BYTES_PER_S)
+
+
+def cut_to(job: Job, micro_batch_tokens: int) -> Job:
+    """The same job in passes of at most so many padded tokens."""
+    cfg = config.replace(job.cfg, train__micro_batch_tokens=micro_batch_tokens)
+    return dataclasses.replace(job, cfg=cfg)
 
 
 def _fit_memory(job: Job, world: World, say: Callable[[str], None]) -> Job:
     """Halve the token cap until the longest pass fits every rank's GPU; only the cut changes."""
-    if job.cfg.train.micro_batch_tokens != AUTO_TOKENS["cuda"]:
-        return job
+    parameters = job.model.parameters()
+    moments = [torch.empty_like(p) for p in parameters for _ in range(2)]  # that AdamW will need
     while True:
         try:
             try_pass(job, longest_micro_batch(job), world.device)
@@ -262,8 +278,9 @@ def _fit_memory(job: Job, world: World, say: Callable[[str], None]) -> Job:
             break
         if tokens // 2 < job.cfg.data.max_length:
             raise Refusal(BAD_CONFIG, "not even one text fits the GPU; lower data.max_length")
-        halved = config.replace(job.cfg, train__micro_batch_tokens=tokens // 2)
-        job = dataclasses.replace(job, cfg=halved)
+        job = cut_to(job, tokens // 2)
+    del moments
+    torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     say(f"passes of at most {job.cfg.train.micro_batch_tokens:,} padded tokens fit the GPU")
     return job

@@ -67,7 +67,11 @@ def resume(
     """Load the newest checkpoint on rank 0 and give it to all; a new Progress if there is none."""
 
     def load() -> dict[str, object] | None:
-        folder = checkpoint.newest(run.checkpoints)
+        folder, faults = checkpoint.newest(run.checkpoints)
+        for wrong in faults:
+            message = f"a damaged checkpoint is set aside: {wrong}"
+            log.write("warning", code="damaged_checkpoint", message=message)
+            console.say(message)
         return checkpoint.load(folder, job.model, optimizer) if folder else None
 
     saved = world.share(world.one_at_first(load))

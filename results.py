@@ -30,8 +30,6 @@ from rundir import RunDir
 from runlog import RunLog, lines
 from subwords import fold
 
-CHECKPOINT_BYTES = 12  # a parameter and its two moments, fp32
-
 
 def score_split(job: Job, split: TokenisedSplit, logits: np.ndarray) -> dict[str, object]:
     """All scores of a split from its logits (N, K), with "slices": column -> value -> scores."""
@@ -84,7 +82,7 @@ def open_directory(job: Job) -> RunDir:
     kept = 3 if keep == "all" else keep + 2  # the best one and the one being written beside them
     parameters = sum(p.numel() for p in job.model.parameters())
     there = sum(p.stat().st_size for p in run.checkpoints.glob("*/*"))
-    needed = max(0, parameters * CHECKPOINT_BYTES * kept - there)
+    needed = max(0, parameters * checkpoint.BYTES_PER_PARAMETER * kept - there)
     free = shutil.disk_usage(run.path).free
     if free < needed:
         run.close()

@@ -36,6 +36,14 @@ class RunDir:
         """run_state.json, empty before the first start."""
         return read_json(self.path / "run_state.json") or {}
 
+    def fitted_tokens(self) -> int | None:
+        """The train.micro_batch_tokens that the run was begun with, None before the first start."""
+        try:
+            tokens = config.load(self.path / "config.yaml").train.micro_batch_tokens
+        except Refusal:  # none yet, or not as we left it
+            return None
+        return tokens if isinstance(tokens, int) else None
+
     def set_state(self, status: str, *, exit_code: int | None = None, reason: str = "") -> None:
         """Record running, completed, preempted or failed."""
         write_json(

@@ -42,8 +42,9 @@ class NgramEmbedding(nn.Module):
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """Vectors (..., H) of ids (...)."""
-        grams = F.embedding(self.places[input_ids], self.weight, padding_idx=0)  # (..., P, H)
-        return grams.sum(-2) * self.scale[input_ids].to(grams.dtype)
+        ids, where = input_ids.unique(return_inverse=True)  # each token is composed once
+        rows = F.embedding_bag(self.places[ids], self.weight, mode="sum", padding_idx=0)
+        return F.embedding(where, rows * self.scale[ids])
 
     @torch.no_grad()
     def table(self, padding_idx: int) -> nn.Embedding:

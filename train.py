@@ -34,7 +34,7 @@ from errors import CRASH, NON_FINITE, OK, STOPPED, USAGE, Refusal
 from hardware import Recorder
 from meter import Estimate, Meter, in_words
 from optimizer import make_optimizer, set_lr, update
-from prepare import Job, prepare, workload
+from prepare import Job, cut_to, prepare, workload
 from progress import Progress, load_best, resume, save
 from rundir import RunDir
 from runlog import RunLog
@@ -165,7 +165,7 @@ def train(
     model = world.wrap(job.model.train())
     sampler = job.sampler(world.rank, progress.step)
     skipped = torch.zeros((), device=world.device)  # updates, since last read
-    meter, estimate = Meter(), Estimate(*workload(job, sampler))
+    meter, estimate = Meter(), Estimate(workload(job, sampler))
     console.start_bar(progress.step, total)
     stream = batches_by_step(job, sampler, world.device)
     ended = progress.is_over(job)
@@ -251,6 +251,9 @@ def run_training(
     if finished:
         console.say(finished)
         return OK
+    fitted = world.share(run.fitted_tokens() if run else None)
+    if fitted and cfg.train.micro_batch_tokens == "auto":  # another cut draws other dropout masks
+        job = cut_to(job, min(fitted, job.cfg.train.micro_batch_tokens))
     log = RunLog(run.path / "metrics.jsonl" if run else None)
     recorder = Recorder(lambda fields: log.write("hardware", **fields), job.cfg.log.hardware_s)
     try:
@@ -312,15 +315,14 @@ def main(argv: list[str] | None = None, stop: StopRequest | None = None) -> int:
                 return check(cfg, world, console, strict=args.strict)
             return run_training(cfg, world, console, stop, strict=args.strict)
     except Refusal as error:
-        if first_to_end(error.exit_code):
-            print(error.message, file=sys.stderr, flush=True)
+        console.end(error.message, is_shown=first_to_end(error.exit_code))
         # torchrun restarts or reports what ends with an error; an agreed end is none to it, and the
         # script has the code. One rank's own must end the others, which wait for it.
         quiet = error.is_agreed and "EXIT_CODE_FILE" in os.environ
         return OK if quiet else error.exit_code
     except Exception:
         first_to_end(CRASH)
-        traceback.print_exc()
+        console.end(traceback.format_exc().rstrip(), is_shown=True)
         return CRASH
     except KeyboardInterrupt:  # only --check leaves Ctrl-C to Python
         return STOPPED

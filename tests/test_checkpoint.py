@@ -26,7 +26,7 @@ def test_a_round_trip_gives_the_same_tensors(saved, small):
     root, job, optimizer = saved
     other = tiny.make_job(tiny.settings(small, run__seed=7))
     theirs = make_optimizer(other.model, other.cfg.optimizer)
-    state = checkpoint.load(checkpoint.newest(root), other.model, theirs)
+    state = checkpoint.load(checkpoint.newest(root)[0], other.model, theirs)
     assert state == {"step": 7}
     for a, b in zip(job.model.parameters(), other.model.parameters(), strict=True):
         assert torch.equal(a, b)
@@ -47,7 +47,10 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(saved, name, dam
     else:
         raw[len(raw) // 2] ^= 0x80  # no JSON survives it, and no hash
         path.write_bytes(raw[:-1] if damage == "cut" else raw)
-    assert checkpoint.newest(saved[0]).name == "step-00000003"
+    newest, faults = checkpoint.newest(saved[0])
+    assert newest.name == "step-00000003" and faults[0].startswith("step-00000007: ")
+    checkpoint.prune(saved[0], 1, best=None)
+    assert checkpoint.newest(saved[0]) == (newest, []), "the damaged one counts no more"
 
 
 def test_no_valid_checkpoint_is_66_and_none_at_all_is_a_beginning(saved, tmp_path):
@@ -56,7 +59,7 @@ def test_no_valid_checkpoint_is_66_and_none_at_all_is_a_beginning(saved, tmp_pat
     with pytest.raises(Refusal, match=r"state\.json is missing") as refusal:
         checkpoint.newest(saved[0])
     assert refusal.value.exit_code == 66
-    assert checkpoint.newest(tmp_path / "nothing") is None
+    assert checkpoint.newest(tmp_path / "nothing") == (None, [])
 
 
 def test_pruning_keeps_the_newest_and_the_best(saved):
@@ -83,4 +86,4 @@ def test_a_failed_save_leaves_the_older_ones_and_nothing_else(saved, monkeypatch
 def test_another_models_checkpoint_is_refused(saved, small):
     other = torch.nn.Linear(2, 2)
     with pytest.raises(Refusal, match="another model's checkpoint"):
-        checkpoint.load_weights(checkpoint.newest(saved[0]), other)
+        checkpoint.load_weights(checkpoint.newest(saved[0])[0], other)

@@ -13,6 +13,7 @@ import tiny
 import torch
 from transformers import pipeline
 
+import prepare
 import runlog
 import train
 
@@ -119,6 +120,27 @@ def test_stopped_and_resumed_gives_the_same_bytes(small, plain, stops):
         stops = stops[1:]
     assert tiny.run(arguments(small, name)) == 0
     assert files(small / "runs" / name) == files(plain)
+    kept = (small / "runs" / name / "train.log").read_text()
+    assert "run the same command to go on" in kept and "Traceback" not in kept
+
+
+def test_bf16_stopped_and_resumed_gives_the_same_bytes(small):
+    for name, stops in (("bf16", []), ("bf16-stopped", [3])):
+        for stop in [*stops, 0]:
+            changes = {"train__precision": "bf16", "log__every": 2}
+            assert tiny.run(arguments(small, name, **changes), stop) == (75 if stop else 0)
+    assert files(small / "runs" / "bf16-stopped") == files(small / "runs" / "bf16")
+
+
+def test_a_resume_keeps_the_cut_that_was_fitted(small, monkeypatch):
+    for name, stops in (("fitted", [0]), ("fitted-stopped", [4, 0])):
+        for number, stop in enumerate(stops):
+            monkeypatch.setitem(prepare.AUTO_TOKENS, "cpu", 8192 if number else 64)
+            tiny.run(arguments(small, name), stop)
+    assert files(small / "runs" / "fitted-stopped") == files(small / "runs" / "fitted")
+    assert tiny.run(arguments(small, "uncut")) == 0
+    uncut = weights(small / "runs" / "uncut")
+    assert uncut != weights(small / "runs" / "fitted"), "control: another cut, other masks"
 
 
 def test_control_dropout_seeded_once_a_process_does_not_survive_a_stop(small, plain, monkeypatch):

@@ -81,6 +81,7 @@ def settings(folder: Path, **changes: object) -> list[str]:
         "data.max_length": 64,
         "model.name": folder / "model",
         "train.epochs": 2,
+        "train.precision": "fp32",  # auto would depend on the processor
         "train.global_batch_size": 8,
         "optimizer.lr": 1e-3,
         "log.every": 1,
