@@ -308,11 +308,10 @@ def _settle_source(cfg: Config, world: World, say: Callable[[str], None]) -> mod
 def _with_scratch_settings(cfg: Config, say: Callable[[str], None]) -> Config:
     """Settings left at their defaults take those that suit random weights."""
     flat, defaults = config.flatten(cfg), config.flatten(Config())
-    changes = {
-        name: value
-        for name, value in models.SCRATCH_SETTINGS.items()
-        if flat[name] == defaults[name]
-    }
+    given = {name for name, value in flat.items() if value != defaults[name]}
+    if "train.epochs" in given:
+        given.add("train.max_steps")  # which would go before it
+    changes = {n: value for n, value in models.SCRATCH_SETTINGS.items() if n not in given}
     listed = ", ".join(f"{name}={value:g}" for name, value in changes.items())
     say(f"from scratch, without pretrained weights: {listed or 'settings as given'}")
     return config.replace(cfg, **{n.replace(".", "__"): v for n, v in changes.items()})

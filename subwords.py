@@ -1,8 +1,9 @@
 """Token embeddings made of character n-grams, for a model that starts without pretrained weights.
 
-A token's vector is the sum of its n-grams' vectors (Bojanowski et al. 2017, arXiv:1607.04606), so
-that what is learnt of one word serves its relatives; plain embeddings of as few texts learn each
-word for itself. `fold` turns the model into a plain one with the same outputs.
+A token's vector is a sum of its n-grams' vectors (Bojanowski et al. 2017, arXiv:1607.04606), so that
+what is learnt of one word serves its relatives; plain embeddings of as few texts learn each word
+for itself. Rare n-grams say more and weigh more, by the logarithm of their inverse frequency in the
+vocabulary. `fold` turns the model into a plain one with the same outputs.
 
 Shapes: V tokens, P n-grams of a token at most, H hidden size.
 """
@@ -32,10 +33,13 @@ class NgramEmbedding(nn.Module):
         places = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
         for i, row in enumerate(rows):
             places[i, : len(row)] = torch.tensor(row)
-        sizes = torch.tensor([[len(row)] for row in rows], dtype=torch.float32)
+        tokens_with = torch.bincount(places.flatten(), minlength=len(index) + 1)
+        rarity = torch.log((len(rows) + 1) / tokens_with.clamp(min=1))
+        rarity[0] = 0
+        shares = F.normalize(rarity[places])  # a token's vector has unit size, whatever its length
         # Derived from the vocabulary alone, so not part of the state that is saved.
         self.register_buffer("places", places, persistent=False)  # (V, P) int64
-        self.register_buffer("scale", sizes.rsqrt(), persistent=False)  # (V, 1): a sum of unit size
+        self.register_buffer("shares", shares, persistent=False)  # (V, P) float32
         self.weight = nn.Parameter(torch.randn(len(index) + 1, width) * std)
         with torch.no_grad():
             self.weight[0] = 0
@@ -43,8 +47,10 @@ class NgramEmbedding(nn.Module):
     def forward(self, input_ids: Tensor) -> Tensor:
         """Vectors (..., H) of ids (...)."""
         ids, where = input_ids.unique(return_inverse=True)  # each token is composed once
-        rows = F.embedding_bag(self.places[ids], self.weight, mode="sum", padding_idx=0)
-        return F.embedding(where, rows * self.scale[ids])
+        rows = F.embedding_bag(
+            self.places[ids], self.weight, mode="sum", per_sample_weights=self.shares[ids]
+        )
+        return F.embedding(where, rows)
 
     @torch.no_grad()
     def table(self, padding_idx: int) -> nn.Embedding:

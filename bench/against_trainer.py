@@ -6,7 +6,8 @@ usage: against_trainer.py --model FOLDER --data FOLDER --out FILE [--seeds 42 43
 
 FOLDER of the data holds train.csv, dev.csv and test.csv with text and label. Each trial is a
 process of one thread and a line of FILE; what FILE has already is not run again. Trainer is used
-as its documentation shows: padding per batch, class weights by CrossEntropyLoss(weight=...).
+as its documentation shows: padding per batch, class weights by CrossEntropyLoss(weight=...). It
+needs bench/requirements.txt.
 """
 
 import argparse
@@ -24,7 +25,6 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 BATCH, MAX_LENGTH, WARMUP, DECAY = 32, 128, 0.1, 0.01
 SCORES = ("f1_positive", "f1_macro")
-T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 8: 2.365, 10: 2.262}  # two-sided, n - 1
 
 
 def ours(args: argparse.Namespace, seed: int, weights: str) -> dict[str, float]:
@@ -143,6 +143,8 @@ def trial(args: argparse.Namespace, who: str, seed: int, weights: str) -> None:
 
 def summary(rows: list[dict]) -> None:
     """Means by trainer and the paired difference with its 95 % interval (Student's t)."""
+    from scipy.stats import t
+
     for weights in ("none", "balanced"):
         for name in SCORES:
             by = {(r["who"], r["seed"]): r[name] for r in rows if r["weights"] == weights}
@@ -151,7 +153,7 @@ def summary(rows: list[dict]) -> None:
                 continue
             a = np.array([by["ours", s] for s in seeds])
             b = np.array([by["trainer", s] for s in seeds])
-            half = T_95.get(len(seeds), 2.0) * (a - b).std(ddof=1) / len(seeds) ** 0.5
+            half = t.ppf(0.975, len(seeds) - 1) * (a - b).std(ddof=1) / len(seeds) ** 0.5
             gap = (a - b).mean()
             print(
                 f"weights {weights:8} {name:11} n={len(seeds)}  ours {a.mean():.4f} "

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 import model as models
 from errors import Refusal
 from optimizer import layer_depths, make_optimizer, set_lr
+from prepare import _with_scratch_settings
 from schedule import lr_factor
 
 
@@ -182,6 +183,19 @@ def test_the_template_is_read_off_the_tokenizer(folder):
     assert len(ids) <= 14 and template.dress(ids) == tokenizer("a tram")["input_ids"]
     with pytest.raises(Refusal, match=re.escape("data.max_length: 2 leaves no room")):
         models.template(tokenizer, 2, "head")
+
+
+@pytest.mark.parametrize(
+    "changes, expected",
+    [
+        ({}, (5e-4, 600, 5.0)),
+        ({"train__epochs": 7}, (5e-4, None, 7.0)),  # or the steps would go before them
+        ({"optimizer__lr": 1e-3, "train__max_steps": 9}, (1e-3, 9, 5.0)),
+    ],
+)
+def test_scratch_changes_only_settings_left_at_their_defaults(changes, expected):
+    cfg = _with_scratch_settings(tiny.make_config(**changes), lambda line: None)
+    assert (cfg.optimizer.lr, cfg.train.max_steps, cfg.train.epochs) == expected
 
 
 def test_a_tokenizer_from_scratch_is_a_function_of_its_texts(tmp_path):

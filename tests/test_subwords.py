@@ -33,6 +33,15 @@ def test_relatives_share_most_of_their_vector_and_others_do_not(embedding):
     assert not moved[embedding.places[0]].any(), "control: a special token is its own"
 
 
+def test_rare_ngrams_weigh_more_and_every_token_has_unit_size(embedding):
+    norms = embedding.shares.norm(dim=1)
+    assert torch.allclose(norms, torch.ones(len(TOKENS)))
+    shares = dict(zip(embedding.places[5].tolist(), embedding.shares[5].tolist(), strict=True))
+    in_three, own = embedding.places[7][0].item(), embedding.places[5][embedding.places[5] > 0][-1]
+    assert in_three in shares, "the e of late, later and goose"
+    assert 0 < shares[in_three] < shares[own.item()] and shares.get(0, 0) == 0
+
+
 def test_folding_keeps_the_outputs_to_rounding(small, tmp_path):
     arguments = tiny.settings(small, model__name="scratch", data__cache_dir=tmp_path)
     job = tiny.make_job(arguments)
