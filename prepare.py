@@ -312,7 +312,7 @@ def _with_scratch_settings(cfg: Config, say: Callable[[str], None]) -> Config:
     if "train.epochs" in given:
         given.add("train.max_steps")  # which would go before it
     changes = {n: value for n, value in models.SCRATCH_SETTINGS.items() if n not in given}
-    listed = ", ".join(f"{name}={value:g}" for name, value in changes.items())
+    listed = ", ".join(f"{name}={value}" for name, value in changes.items())
     say(f"from scratch, without pretrained weights: {listed or 'settings as given'}")
     return config.replace(cfg, **{n.replace(".", "__"): v for n, v in changes.items()})
 
