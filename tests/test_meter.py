@@ -42,4 +42,5 @@ def test_the_workload_is_what_the_loader_hands_out(small):
 
 
 def test_times_are_read_at_a_glance():
-    assert [in_words(s) for s in (8.6, 89, 600, 12_000)] == ["9 s", "89 s", "10 min", "3 h 20 min"]
+    shown = {8.6: "9 s", 89: "89 s", 100: "1.7 min", 600: "10 min", 12_000: "3 h 20 min"}
+    assert {seconds: in_words(seconds) for seconds in shown} == shown
