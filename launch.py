@@ -193,8 +193,11 @@ def torchrun(plan: Plan) -> list[str]:
     command = [sys.executable, "-m", "torch.distributed.run"]
     command += ["--nproc-per-node", str(plan.processes)]
     if plan.nodes > 1:
+        # Not the c10d rendezvous: it numbers machines as they arrive, so that rank 0, which alone
+        # has the run's directory, could be elsewhere after a restart.
+        host, _, port = plan.endpoint.rpartition(":")
         command += ["--nnodes", str(plan.nodes), "--node-rank", str(plan.node)]
-        command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", plan.endpoint]
+        command += ["--master-addr", host.strip("[]"), "--master-port", port]
     else:
         command += ["--standalone"]
     # Newer than some torch that we run on. Its text is read, as importing it takes seconds.

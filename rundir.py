@@ -17,6 +17,8 @@ from config import Config
 from errors import BAD_CONFIG, CANNOT_WRITE, UNAVAILABLE, Refusal, printable
 
 MAX_NAMED = 3  # settings that an automatic name shows
+# Of no interest there: the seed has a place of its own, the others follow from data and machine.
+UNNAMED = ("run.seed", "train.precision", "data.text_column", "data.label_column")
 
 
 @dataclass
@@ -79,7 +81,7 @@ def name_run(cfg: Config, who: dict[str, object]) -> str:
     changed = [
         f"{name.rpartition('.')[2].replace('_', '')}{_brief(value)}"
         for name, value in config.altering(cfg).items()
-        if value != defaults[name] and name not in ("run.seed", "train.precision")
+        if value != defaults[name] and name not in UNNAMED
     ]
     digest = hashlib.sha256(json.dumps(who, sort_keys=True).encode()).hexdigest()[:6]
     parts = [data, Path(cfg.model.name).name, *changed[:MAX_NAMED], f"s{cfg.run.seed}", digest]

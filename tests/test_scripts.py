@@ -150,6 +150,13 @@ def test_the_plan_follows_the_gpus_unless_told_otherwise():
         assert caught.value.exit_code == USAGE
 
 
+def test_machines_are_numbered_as_the_user_says():
+    command = " ".join(launch.torchrun(launch.Plan(2, 3, 2, "[::1]:29400")))
+    assert "--nproc-per-node 2 --nnodes 3 --node-rank 2" in command
+    assert "--master-addr ::1 --master-port 29400" in command and "rdzv" not in command
+    assert "--standalone" in launch.torchrun(launch.Plan(2))
+
+
 def test_one_process_is_train_py_itself_with_the_words_as_they_were(monkeypatch):
     ran = []
     monkeypatch.setattr(os, "execv", lambda path, words: ran.append(words))

@@ -1,0 +1,38 @@
+"""An automatic name is readable, and the same exactly where the result is."""
+
+import re
+
+import tiny
+
+from rundir import identity, name_run
+
+
+def name(data_key: str = "d", model_key: str = "m", **changes: object) -> str:
+    cfg = tiny.make_config(**changes)
+    return name_run(cfg, identity(cfg, data_key=data_key, model_key=model_key))
+
+
+def test_it_tells_data_model_and_up_to_three_settings():
+    told = name(
+        data__train="sets/My Jokes/train.csv",
+        data__text_column="the joke",  # tells nothing that the data does not
+        optimizer__lr=1e-5,
+        train__epochs=3,
+        data__max_length=64,
+        train__label_smoothing=0.1,
+    )
+    assert re.fullmatch(
+        r"myjokes-xlm-roberta-base-maxlength64-epochs3-labelsmoothing0.1-s42-[0-9a-f]{6}", told
+    )
+    assert name(run__name="mine", optimizer__lr=1e-5) == "mine"
+
+
+def test_it_changes_with_what_alters_the_result_and_with_nothing_else():
+    plain = name()
+    same = {"run__dir": "elsewhere", "log__every": 3, "checkpoint__every": 7}
+    same |= {"train__micro_batch_size": 4, "data__workers": 2, "run__device": "cpu"}
+    assert {name(**{key: value}) for key, value in same.items()} == {plain}
+    other = {"run__seed": 1, "optimizer__lr": 1e-5, "data__text_column": "joke"}
+    changed = {name(**{key: value}) for key, value in other.items()}
+    changed |= {name(data_key="e"), name(model_key="n"), plain}
+    assert len(changed) == 6
