@@ -37,10 +37,12 @@ class Console:
 
     def end(self, line: str, *, is_shown: bool) -> None:
         """Why the program ends: in the file, and on the terminal if no other rank has said so."""
-        if is_shown:
-            print(line, file=sys.stderr, flush=True)
-        if self._file is not None:
-            self._write(line)
+        with contextlib.suppress(OSError):  # neither may hide the exit code
+            if is_shown:
+                print(line, file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):
+            if self._file is not None:
+                self._write(line)
 
     def _write(self, line: str) -> None:
         self._file.write(line + "\n")

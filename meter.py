@@ -9,7 +9,7 @@ import torch
 
 GIB = 1 << 30
 FIRST_ESTIMATE_S = 10.0  # after this much of steps, if there were at least three
-LATEST_ESTIMATE_S = 20.0  # after this much, however few there were
+LATEST_ESTIMATE_S = 15.0  # after this much, however few there were
 
 
 @dataclass
@@ -98,10 +98,10 @@ def peak_memory_gib(device: torch.device) -> float:
 
 
 def in_words(seconds: float) -> str:
-    """A length of time to two figures, such as 45 s, 2.5 min, 12 min or 3 h 20 min."""
+    """A length of time to about two figures, such as 45 s, 2.5 min, 12 min or 3 h 20 min."""
     if seconds < 90:
         return f"{seconds:.0f} s"
-    if seconds < 600:
+    if seconds < 597:
         return f"{seconds / 60:.1f} min"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -261,12 +261,24 @@ def cut_to(job: Job, micro_batch_tokens: int) -> Job:
     return dataclasses.replace(job, cfg=cfg)
 
 
+def keep_cut(job: Job, before: int, say: Callable[[str], None]) -> Job:
+    """The job in the passes of the run's last start, if they fit: another cut draws other masks."""
+    fitted = job.cfg.train.micro_batch_tokens
+    if before == fitted:
+        return job
+    kept = min(before, fitted)
+    say(f"passes of at most {kept:,} padded tokens; this run had {before:,} before")
+    return cut_to(job, kept)
+
+
 def _fit_memory(job: Job, world: World, say: Callable[[str], None]) -> Job:
     """Halve the token cap until the longest pass fits every rank's GPU; only the cut changes."""
-    parameters = job.model.parameters()
-    moments = [torch.empty_like(p) for p in parameters for _ in range(2)]  # that AdamW will need
+    parameters, moments = list(job.model.parameters()), []
     while True:
         try:
+            moments = moments or [torch.empty_like(p) for p in parameters for _ in range(2)]
+            for p in parameters:  # gradients and AdamW's moments are there in every pass but one
+                p.grad = torch.zeros_like(p)
             try_pass(job, longest_micro_batch(job), world.device)
             failed = 0
         except torch.OutOfMemoryError:

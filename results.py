@@ -81,7 +81,7 @@ def open_directory(job: Job) -> RunDir:
     keep = job.cfg.checkpoint.keep
     kept = 3 if keep == "all" else keep + 2  # the best one and the one being written beside them
     parameters = sum(p.numel() for p in job.model.parameters())
-    there = sum(p.stat().st_size for p in run.checkpoints.glob("*/*"))
+    there = sum(p.stat().st_size for p in run.checkpoints.glob("step-*/*"))
     needed = max(0, parameters * checkpoint.BYTES_PER_PARAMETER * kept - there)
     free = shutil.disk_usage(run.path).free
     if free < needed:

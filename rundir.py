@@ -39,7 +39,7 @@ class RunDir:
         return read_json(self.path / "run_state.json") or {}
 
     def fitted_tokens(self) -> int | None:
-        """The train.micro_batch_tokens that the run was begun with, None before the first start."""
+        """The train.micro_batch_tokens of the run's last start, None before the first."""
         try:
             tokens = config.load(self.path / "config.yaml").train.micro_batch_tokens
         except Refusal:  # none yet, or not as we left it

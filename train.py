@@ -34,7 +34,7 @@ from errors import CRASH, NON_FINITE, OK, STOPPED, USAGE, Refusal
 from hardware import Recorder
 from meter import Estimate, Meter, in_words
 from optimizer import make_optimizer, set_lr, update
-from prepare import Job, cut_to, prepare, workload
+from prepare import Job, keep_cut, prepare, workload
 from progress import Progress, load_best, resume, save
 from rundir import RunDir
 from runlog import RunLog
@@ -252,8 +252,8 @@ def run_training(
         console.say(finished)
         return OK
     fitted = world.share(run.fitted_tokens() if run else None)
-    if fitted and cfg.train.micro_batch_tokens == "auto":  # another cut draws other dropout masks
-        job = cut_to(job, min(fitted, job.cfg.train.micro_batch_tokens))
+    if fitted and cfg.train.micro_batch_tokens == "auto":
+        job = keep_cut(job, fitted, console.say)
     log = RunLog(run.path / "metrics.jsonl" if run else None)
     recorder = Recorder(lambda fields: log.write("hardware", **fields), job.cfg.log.hardware_s)
     try:

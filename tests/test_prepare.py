@@ -1,0 +1,52 @@
+"""What does not fit a GPU is cut finer, with room for gradients and moments; the update stays."""
+
+import pytest
+import tiny
+import torch
+
+import prepare
+from errors import Refusal
+
+
+@pytest.fixture
+def fit(small, monkeypatch):
+    """`_fit_memory` of a job whose passes fit below so many tokens; what was tried, and the job."""
+    for name in ("empty_cache", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
+
+    def fit(fits: int):
+        tried, job = [], tiny.make_job(tiny.settings(small))
+
+        def try_pass(job, texts, device):
+            assert all(p.grad is not None for p in job.model.parameters()), "as in a later pass"
+            tried.append(job.cfg.train.micro_batch_tokens)
+            if tried[-1] > fits:
+                raise torch.OutOfMemoryError
+            job.model.zero_grad(set_to_none=True)
+
+        monkeypatch.setattr(prepare, "try_pass", try_pass)
+        return tried, prepare._fit_memory(job, tiny.alone(), lambda line: None)
+
+    return fit
+
+
+def test_the_cut_is_halved_until_the_longest_pass_fits(fit):
+    tried, job = fit(3000)
+    assert tried == [8192, 4096, 2048] and job.cfg.train.micro_batch_tokens == 2048
+    assert job.steps.global_batch_size == 8
+    assert all(p.grad is None for p in job.model.parameters()), "nothing is left of the trial"
+    assert fit(10_000)[0] == [8192], "control: what fits is not cut"
+
+
+def test_less_than_one_text_is_refused(fit):
+    with pytest.raises(Refusal, match="not even one text fits") as caught:
+        fit(10)
+    assert caught.value.exit_code == 78
+
+
+def test_a_resume_keeps_the_smaller_cut_and_says_so(small):
+    job, said = tiny.make_job(tiny.settings(small)), []
+    assert prepare.keep_cut(job, 8192, said.append) is job and not said
+    assert prepare.keep_cut(job, 1024, said.append).cfg.train.micro_batch_tokens == 1024
+    assert prepare.keep_cut(job, 65536, said.append).cfg.train.micro_batch_tokens == 8192
+    assert "this run had 65,536 before" in said[1] and "1,024" in said[0]
