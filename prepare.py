@@ -26,7 +26,6 @@ from schedule import StepPlan, plan_steps
 # does not fit a GPU. On a CPU larger passes are no faster (see RESULTS.md) and only take memory.
 AUTO_TOKENS = {"cpu": 8192, "cuda": 65536}
 
-
 SAVED_BYTES_PER_S = 300e6  # of a checkpoint, written, hashed and flushed to a cloud disk
 
 

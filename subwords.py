@@ -2,8 +2,8 @@
 
 A token's vector is a sum of its n-grams' vectors (Bojanowski et al. 2017, arXiv:1607.04606), so
 that what is learnt of one word serves its relatives; plain embeddings of as few texts learn each
-word for itself. Rare n-grams say more and weigh more, by the logarithm of their inverse frequency
-in the vocabulary. `fold` turns the model into a plain one with the same outputs.
+word for itself. Rare n-grams weigh more, by the logarithm of their inverse frequency in the
+vocabulary. `fold` turns the model into a plain one with the same outputs.
 
 Shapes: V tokens, P n-grams of a token at most, H hidden size.
 """
