@@ -1,6 +1,6 @@
-"""Which texts make a step, and how they are cut: the sampler, and the collate that pads per batch.
+"""Which texts make a step, and how they are cut: the sampler, and the collate that pads or packs.
 
-Shapes: B texts of a micro-batch, L tokens of its longest.
+Shapes: B texts of a micro-batch, L tokens of its longest, T tokens of all of them, with any filler.
 """
 
 from collections import deque
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
 
 from corpus import TokenisedSplit
+from packing import Packing, filler_for
 from schedule import StepPlan
 
 EVAL_TEXTS, EVAL_TOKENS = 128, 8192  # of one evaluation batch at most, padding included
@@ -54,12 +55,12 @@ class Template:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """One forward: the model's inputs, each (B, L), and labels (B,) int64.
+    """One forward: the model's inputs, each (B, L) or packed (1, T), and labels (B,) int64.
 
     A filler holds a text for a rank that has none in this step; its loss counts zero times.
     """
 
-    inputs: dict[str, Tensor]
+    inputs: dict[str, Tensor | Packing]
     labels: Tensor
     tokens: int  # real ones, without padding
     is_filler: bool = False
@@ -97,28 +98,52 @@ class Texts(Dataset):
 
 @dataclass(frozen=True)
 class Collate:
-    """Pads texts to the longest of their batch, or to max_length (`padding` = max)."""
+    """Pads texts to the longest of their batch or to max_length, or packs them in one row.
+
+    `padding`: batch, max or free; `is_rounded` as in Packing.of.
+    """
 
     template: Template
     padding: str = "batch"
+    is_rounded: bool = False
 
     def __call__(self, texts: Sequence[tuple[list[int], int, bool]]) -> MicroBatch:
-        lengths = [len(ids) for ids, _, _ in texts]
-        width = self.template.max_length if self.padding == "max" else max(lengths)
-        input_ids = np.full((len(texts), width), self.template.pad_id, dtype=np.int64)
-        attention_mask = np.zeros((len(texts), width), dtype=np.int64)
-        for row, (ids, _, _) in enumerate(texts):
-            input_ids[row, : len(ids)] = ids
-            attention_mask[row, : len(ids)] = 1
+        rows = [ids for ids, _, _ in texts]
         return MicroBatch(
-            inputs={
-                "input_ids": torch.from_numpy(input_ids),
-                "attention_mask": torch.from_numpy(attention_mask),
-            },
+            inputs=self._pack(rows) if self.padding == "free" else self._pad(rows),
             labels=torch.tensor([label for _, label, _ in texts]),
-            tokens=sum(lengths),
+            tokens=sum(map(len, rows)),
             is_filler=texts[0][2],
         )
+
+    def cells(self, lengths: np.ndarray) -> int:
+        """Tokens that a pass over texts of these lengths computes, padding included."""
+        if self.padding == "free":
+            total = int(lengths.sum())
+            return total + (filler_for(total) if self.is_rounded else 0)
+        width = self.template.max_length if self.padding == "max" else int(lengths.max())
+        return len(lengths) * width
+
+    def _pad(self, rows: list[list[int]]) -> dict[str, Tensor]:
+        width = self.template.max_length if self.padding == "max" else max(map(len, rows))
+        input_ids = np.full((len(rows), width), self.template.pad_id, dtype=np.int64)
+        attention_mask = np.zeros((len(rows), width), dtype=np.int64)
+        for row, ids in enumerate(rows):
+            input_ids[row, : len(ids)] = ids
+            attention_mask[row, : len(ids)] = 1
+        names = {"input_ids": input_ids, "attention_mask": attention_mask}
+        return {name: torch.from_numpy(array) for name, array in names.items()}
+
+    def _pack(self, rows: list[list[int]]) -> dict[str, Tensor | Packing]:
+        pad_id = self.template.pad_id
+        packing = Packing.of([len(ids) for ids in rows], is_rounded=self.is_rounded)
+        names = {"input_ids": np.concatenate(rows)}
+        names["position_ids"] = pad_id + 1 + packing.positions  # XLM-R counts on from its pad id
+        inputs = {
+            name: torch.from_numpy(np.pad(array, (0, packing.filler), constant_values=pad_id)[None])
+            for name, array in names.items()
+        }
+        return inputs | {"packing": packing}
 
 
 class StepSampler(DistributedSampler):
@@ -138,12 +163,13 @@ class StepSampler(DistributedSampler):
         rank: int,
         seed: int,
         micro_batch_tokens: int,
+        is_packed: bool = False,
         first_step: int = 0,
     ):
         """lengths (N,): tokens of each text, to balance the ranks and to cap a micro-batch."""
         super().__init__(range(len(lengths)), steps.world_size, rank, shuffle=True, seed=seed)
         self.lengths, self.steps = lengths, steps
-        self.micro_batch_tokens = micro_batch_tokens
+        self.micro_batch_tokens, self.is_packed = micro_batch_tokens, is_packed
         self.first_step = first_step
         self._order: tuple[int, np.ndarray] | None = None  # the epoch at hand and its permutation
         self.counts: deque[int] = deque()  # micro-batches of each step handed out so far
@@ -168,21 +194,19 @@ class StepSampler(DistributedSampler):
         size = self.steps.global_batch_size
         return self._order[1][place * size : (place + 1) * size]
 
-    def cells(self, step: int) -> int:
-        """Tokens with padding of this rank's passes of one step."""
-        return sum(
-            len(texts) * int(self.lengths[texts].max())
-            for texts in self.micro_batches(step)
-            if texts[0] >= 0
-        )
-
     def micro_batches(self, step: int) -> list[list[int]]:
         """This rank's texts of one step, cut; a single filler where it has none."""
         batch = self.global_batch(step)
         mine = deal(batch, self.lengths, self.num_replicas)[self.rank]
         if len(mine) == 0:
             return [[-1 - int(batch[0])]]
-        return cut(mine, self.lengths, self.steps.micro_batch_size, self.micro_batch_tokens)
+        return cut(
+            mine,
+            self.lengths,
+            self.steps.micro_batch_size,
+            self.micro_batch_tokens,
+            is_packed=self.is_packed,
+        )
 
 
 def deal(batch: np.ndarray, lengths: np.ndarray, ranks: int) -> list[np.ndarray]:
@@ -202,23 +226,30 @@ def deal(batch: np.ndarray, lengths: np.ndarray, ranks: int) -> list[np.ndarray]
 
 
 def cut(
-    texts: np.ndarray, lengths: np.ndarray, micro_batch_size: int, micro_batch_tokens: int
+    texts: np.ndarray,
+    lengths: np.ndarray,
+    micro_batch_size: int,
+    micro_batch_tokens: int,
+    *,
+    is_packed: bool = False,
 ) -> list[list[int]]:
-    """Micro-batches of similar lengths, longest first: at most so many texts and padded tokens.
+    """Micro-batches of similar lengths, longest first: at most so many texts and so many tokens,
 
-    A single text over the token cap is a micro-batch of its own.
+    padding included, unless they are packed. A single text over the cap is one of its own.
     """
     batches: list[list[int]] = []
+    tokens = 0  # of the last one
     for i in texts[np.argsort(-lengths[texts], kind="stable")].tolist():
-        last = batches[-1] if batches else None
-        full = last is None or len(last) == micro_batch_size
-        if full or (len(last) + 1) * int(lengths[last[0]]) > micro_batch_tokens:
+        length, last = int(lengths[i]), batches[-1] if batches else []
+        tokens += length if is_packed or not last else int(lengths[last[0]])
+        if not last or len(last) == micro_batch_size or tokens > micro_batch_tokens:
             batches.append([i])
+            tokens = length
         else:
             last.append(i)
     return batches
 
 
-def evaluation_batches(lengths: np.ndarray) -> list[list[int]]:
+def evaluation_batches(lengths: np.ndarray, *, is_packed: bool = False) -> list[list[int]]:
     """All texts once, cut by length and token budget, whatever the number of ranks."""
-    return cut(np.arange(len(lengths)), lengths, EVAL_TEXTS, EVAL_TOKENS)
+    return cut(np.arange(len(lengths)), lengths, EVAL_TEXTS, EVAL_TOKENS, is_packed=is_packed)

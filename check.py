@@ -26,7 +26,7 @@ def check(cfg: Config, world: World, console: Console, *, strict: bool) -> int:
     lengths = job.template.lengths(job.corpus.train)
     estimate = Estimate(workload(job, sampler))
     estimate.add(0, 0.0)
-    estimate.add(len(texts) * int(lengths[texts].max()), seconds)
+    estimate.add(job.collate.cells(lengths[texts]), seconds)
     console.say(f"  {job.steps}")
     console.say(f"  {probe}")
     console.say(

@@ -137,9 +137,9 @@ class LogConfig:
 class SpeedConfig:
     """Savings that do not change what is computed."""
 
-    padding: str = key("batch", choices=("batch", "max"), alters=False)
-    active_vocabulary: bool = key(False, choices=(False,), alters=False)
-    first_position: bool = key(False, choices=(False,), alters=False)
+    padding: str = key("free", choices=("free", "batch", "max"), alters=False)
+    active_vocabulary: bool = key(True)  # other tensors in a checkpoint, other last bits
+    first_position: bool = key(True, alters=False)
     gradient_checkpointing: bool = key(False, alters=False)
     compile: bool = key(False, choices=(False,), alters=False)
 

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from config import OptimizerConfig
+from gradients import release
 from schedule import StepPlan, lr_factor
+from vocabulary import ActiveEmbedding
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps of each parameter
 
@@ -21,6 +23,9 @@ def make_optimizer(model: nn.Module, cfg: OptimizerConfig) -> torch.optim.AdamW:
     for group in optimizer.param_groups:
         group["peak_lr"] = group["lr"]
     create_state(optimizer)
+    embedding = model.get_input_embeddings()
+    if isinstance(embedding, ActiveEmbedding):
+        embedding.follow(optimizer)
     return optimizer
 
 
@@ -84,15 +89,24 @@ def update(optimizer: torch.optim.AdamW, max_grad_norm: float | None) -> tuple[T
     The norm of the reduced gradient is the same on every rank, so it is also their agreement on
     non-finite values; AdamW skips on `found_inf` without the host reading it.
     """
-    grads = [p.grad for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(grads)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    grads = [p.grad for p in parameters if p.grad is not None]
+    norm = global_norm(grads)
     skipped = (~torch.isfinite(norm)).float()
-    if max_grad_norm is not None:
-        torch._foreach_mul_(grads, torch.clamp(max_grad_norm / (norm + 1e-6), max=1.0))
+    if max_grad_norm is not None:  # AdamW divides by it as it reads the gradient
+        optimizer.grad_scale = torch.clamp((norm + 1e-6) / max_grad_norm, min=1.0)
     optimizer.found_inf = skipped
     optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    torch.autograd.graph.increment_version(parameters)  # which fused AdamW does not do
+    release(parameters)
     return norm, skipped
+
+
+def global_norm(grads: list[Tensor]) -> Tensor:
+    """The norm of all gradients together; on a CPU by rows, which is twice as fast."""
+    if grads[0].device.type == "cpu":
+        grads = [torch.linalg.vector_norm(g, dim=-1) for g in grads]
+    return torch.nn.utils.get_total_norm(grads)
 
 
 def create_state(optimizer: torch.optim.AdamW) -> None:

@@ -14,6 +14,7 @@ import checkpoint
 import config
 import metrics
 import model as models
+import savings
 from batches import Collate, StepSampler, Template, Texts, cut, evaluation_batches
 from config import Config
 from corpus import Corpus, content_key, load_corpus, training_texts
@@ -46,12 +47,28 @@ class Job:
     @property
     def collate(self) -> Collate:
         """How texts become a padded batch."""
-        return Collate(self.template, self.cfg.speed.padding)
+        rounded = next(self.model.parameters()).device.type == "cpu"
+        return Collate(self.template, self.cfg.speed.padding, rounded)
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether the texts of a pass are one row without padding."""
+        return self.cfg.speed.padding == "free"
 
     @property
     def positive(self) -> int | None:
         """Index of the positive label."""
         return self.corpus.positive
+
+    def base_model(self) -> nn.Module:
+        """The model that training began with, loaded anew."""
+        return models.load_model(
+            self.source,
+            self.corpus.label_names,
+            self.tokenizer,
+            max_length=self.cfg.data.max_length,
+            seed=self.cfg.run.seed,
+        )
 
     def sampler(self, rank: int, first_step: int = 0) -> StepSampler:
         """The order of this run's texts from `first_step` on, for one rank."""
@@ -61,6 +78,7 @@ class Job:
             rank=rank,
             seed=self.cfg.run.seed,
             micro_batch_tokens=self.cfg.train.micro_batch_tokens,
+            is_packed=self.is_packed,
             first_step=first_step,
         )
 
@@ -92,7 +110,10 @@ def prepare(cfg: Config, world: World, say: Callable[[str], None], *, strict: bo
         lambda: models.load_model(
             source, corpus.label_names, tokenizer, max_length=cfg.data.max_length, seed=cfg.run.seed
         )
-    ).to(world.device)
+    )
+    speed = savings.install(classifier, cfg.speed, corpus, template, say)
+    cfg = dataclasses.replace(cfg, speed=speed)
+    classifier.to(world.device)
     if cfg.speed.gradient_checkpointing:
         classifier.gradient_checkpointing_enable({"use_reentrant": False})
     is_cut_given = cfg.train.micro_batch_tokens != "auto"
@@ -218,7 +239,8 @@ def longest_micro_batch(job: Job) -> list[int]:
     """The texts of the most demanding pass that the caps allow."""
     lengths = job.template.lengths(job.corpus.train)
     longest = np.argsort(-lengths, kind="stable")[: job.steps.micro_batch_size]
-    return cut(longest, lengths, job.steps.micro_batch_size, job.cfg.train.micro_batch_tokens)[0]
+    caps = (job.steps.micro_batch_size, job.cfg.train.micro_batch_tokens)
+    return cut(longest, lengths, *caps, is_packed=job.is_packed)[0]
 
 
 def try_pass(job: Job, texts: list[int], device: torch.device) -> None:
@@ -238,7 +260,13 @@ def workload(job: Job, sampler: StepSampler) -> Workload:
     """What is left of a run from the sampler's first step on, on this rank."""
     total, first = job.steps.total_steps, sampler.first_step
     some = np.unique(np.linspace(first, max(first, total - 1), 50).astype(int))
-    mean = np.mean([sampler.cells(int(step)) for step in some]) if first < total else 0.0
+    lengths, collate = sampler.lengths, job.collate
+
+    def cells(step: int) -> int:
+        passes = [texts for texts in sampler.micro_batches(step) if texts[0] >= 0]
+        return sum(collate.cells(lengths[texts]) for texts in passes)
+
+    mean = np.mean([cells(int(step)) for step in some]) if first < total else 0.0
 
     def times(every: int | str) -> int:
         return -(-(total - first) // (job.steps.steps_per_epoch if every == "epoch" else every))
@@ -246,9 +274,10 @@ def workload(job: Job, sampler: StepSampler) -> Workload:
     counts = {"validation": times(job.cfg.evaluation.every) + 1, "test": 1}
     scored = 0.0
     for name, split in job.corpus.evaluated().items():
-        lengths = job.template.lengths(split)
-        cells = sum(len(rows) * int(lengths[rows].max()) for rows in evaluation_batches(lengths))
-        scored += counts[name] * cells / sampler.num_replicas
+        of_split = job.template.lengths(split)
+        batches = evaluation_batches(of_split, is_packed=job.is_packed)
+        total_cells = sum(collate.cells(of_split[rows]) for rows in batches)
+        scored += counts[name] * total_cells / sampler.num_replicas
     parameters = sum(p.numel() for p in job.model.parameters())
     saved = times(job.cfg.checkpoint.every) * parameters * checkpoint.BYTES_PER_PARAMETER
     return Workload(float(mean) * (total - first), scored, saved / SAVED_BYTES_PER_S)

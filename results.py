@@ -19,6 +19,7 @@ import checkpoint
 import config
 import metrics
 import rundir
+import savings
 from console import Console
 from corpus import TokenisedSplit
 from ddp import World
@@ -28,7 +29,6 @@ from prepare import Job
 from progress import Progress
 from rundir import RunDir
 from runlog import RunLog, lines
-from subwords import fold
 
 
 def score_split(job: Job, split: TokenisedSplit, logits: np.ndarray) -> dict[str, object]:
@@ -234,7 +234,7 @@ def finish(
 
     Here the test set is scored, for the first time.
     """
-    fold(job.model)
+    savings.restore(job.model, job.base_model)
     checkpoint.export(job.model.eval(), job.tokenizer, run.path / "best")
     splits = job.corpus.evaluated()
     final = {

@@ -102,7 +102,7 @@ def evaluate(job: Job, split: TokenisedSplit, world: World) -> np.ndarray:
     """
     texts, model = Texts(split, job.template), job.model.eval()
     logits = torch.zeros(len(split), len(job.corpus.label_names))
-    batches = evaluation_batches(job.template.lengths(split))
+    batches = evaluation_batches(job.template.lengths(split), is_packed=job.is_packed)
     with torch.autocast(world.device.type, torch.bfloat16, enabled=job.dtype == torch.bfloat16):
         for rows in batches[world.rank :: world.size]:
             batch = job.collate([texts[i] for i in rows]).to(world.device)

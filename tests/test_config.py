@@ -175,9 +175,9 @@ REFUSED = {
         "log: {}\ncheckpoint: {keep: x}",
         "line 2: checkpoint.keep: expected a whole",
     ),
-    "free padding": (
-        "speed: {padding: free}",
-        "speed.padding: expected batch or max, found 'free'",
+    "no such padding": (
+        "speed: {padding: none}",
+        "speed.padding: expected free or batch or max, found 'none'",
     ),
     "not yet": ("speed: {compile: true}", "speed.compile: expected false, found 'true'"),
     "weights": ("train: {class_weights: {a: x}}", "train.class_weights: expected a number, found"),

@@ -51,6 +51,14 @@ def write_model(folder: Path, *, dropout: float = 0.1, positions: int = 66) -> P
     texts = [r["text"] for r in rows(200, seed=9)]
     models._train_tokenizer(texts, folder)
     vocabulary = len(models.load_tokenizer(models.Source("", folder), list, folder))
+    random_model(vocabulary, dropout=dropout, positions=positions).save_pretrained(folder)
+    return folder
+
+
+def random_model(
+    vocabulary: int = 60, *, dropout: float = 0.1, positions: int = 66
+) -> XLMRobertaForSequenceClassification:
+    """A classifier 32 wide with 2 layers; random weights, seed 0."""
     torch.manual_seed(0)
     cfg = XLMRobertaConfig(
         vocab_size=vocabulary,
@@ -65,8 +73,7 @@ def write_model(folder: Path, *, dropout: float = 0.1, positions: int = 66) -> P
         attention_probs_dropout_prob=dropout,
         initializer_range=0.1,
     )
-    XLMRobertaForSequenceClassification(cfg).save_pretrained(folder)
-    return folder
+    return XLMRobertaForSequenceClassification(cfg)
 
 
 def settings(folder: Path, **changes: object) -> list[str]:

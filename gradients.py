@@ -1,0 +1,27 @@
+"""Gradients on a CPU, written where the last step's were: fresh memory costs more than writing.
+
+Linux hands out memory page by page at the first write to each, and takes it back when gradients are
+dropped. For XLM-R base that costs as much as a third of a step's matrix products (RESULTS.md).
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+
+def memory(parameter: nn.Parameter) -> Tensor:
+    """A tensor like `parameter` for a backward to fill and return as its gradient."""
+    if parameter.grad is None and getattr(parameter, "spare", None) is not None:
+        spare, parameter.spare = parameter.spare, None
+        return spare.detach()  # a tensor that nobody else holds is taken by autograd as it is
+    parameter.spare = None  # so that `release` keeps it from now on
+    return torch.empty_like(parameter)
+
+
+def release(parameters: Iterable[nn.Parameter]) -> None:
+    """Drop the gradients; keep the memory of those that `memory` gave."""
+    for parameter in parameters:
+        if hasattr(parameter, "spare"):
+            parameter.spare = parameter.grad
+        parameter.grad = None
