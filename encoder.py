@@ -219,7 +219,7 @@ class _CpuProduct(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
         ctx.parameters = parameters
         out = x.new_empty(len(x), len(weight))
-        for part in _parts(x):
+        for part in _parts(x, len(weight)):
             torch.addmm(bias, x[part], weight.t(), out=out[part])
         return out
 
@@ -227,7 +227,7 @@ class _CpuProduct(torch.autograd.Function):
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
         dx = torch.empty_like(x)
-        for part in _parts(x):
+        for part in _parts(x, weight.shape[1]):
             torch.mm(grad[part], weight, out=dx[part])
         transposed = grad.t()
         if weight.shape[1] > len(weight):  # 1.5 times as fast in oneDNN, the copy included
@@ -243,13 +243,14 @@ class _CpuProduct(torch.autograd.Function):
         return dx, None, None, *(g for pair in zip(dweight, dbias, strict=True) for g in pair)
 
 
-def _parts(x: Tensor) -> list[slice]:
-    """Slices of equal size that a product is computed in.
+def _parts(x: Tensor, columns: int) -> list[slice]:
+    """Slices of equal size that the rows of a product are computed in.
 
-    Of two threads oneDNN leaves one idle in many bf16 products of 600 to 1,500 rows, such as 768 x
-    768 by 768 x 768; parts of at most 560 rows keep both at work (RESULTS.md).
+    Of two threads oneDNN leaves one idle in bf16 products of 600 to 1,500 rows and few columns,
+    such as 768 x 768 by 768 x 768; parts of at most 560 rows keep both at work (RESULTS.md).
     """
     rows = len(x)
-    is_split = x.dtype == torch.bfloat16 and torch.get_num_threads() == 2 and 560 < rows < 1536
+    is_bf16 = x.dtype == torch.bfloat16
+    is_split = is_bf16 and torch.get_num_threads() == 2 and 560 < rows < 1536 and columns < 2048
     size = -(-rows // -(-rows // 560)) if is_split else rows
     return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]

@@ -8,6 +8,7 @@ longest text, C cells of all groups: tokens and their padding.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -83,21 +84,15 @@ class Packing:
         return [_group(run) for run in runs]
 
     @cached_property
-    def padded(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The row of each cell (C,), the cell of each row (T,) and the cells that are padding.
+    def _layouts(self) -> dict[tuple[int, bool], "_Layout"]:
+        return {}
 
-        Of padding, the row is the text's first.
-        """
-        rows, cells, row, cell, first = [], [], 0, 0, 0
-        for group in self.groups:
-            for length in self.lengths[first : first + group.texts]:
-                rows += [np.arange(row, row + length), np.full(group.length - length, row)]
-                cells.append(np.arange(cell, cell + length))
-                row, cell = row + length, cell + group.length
-            first += group.texts
-        real = np.concatenate(cells)
-        padding = np.setdiff1d(np.arange(cell), real)
-        return tuple(torch.from_numpy(x) for x in (np.concatenate(rows), real, padding))
+    def layout(self, heads: int, *, one_each: bool) -> "_Layout":
+        """The same for all layers of a pass."""
+        key = (heads, one_each)
+        if key not in self._layouts:
+            self._layouts[key] = _Layout(self, heads, one_each=one_each)
+        return self._layouts[key]
 
 
 def filler_for(tokens: int) -> int:
@@ -178,29 +173,23 @@ class _Grouped(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, query, key, value, packing, scaling, dropout):  # (T or B, A, D), (T, A, D)
-        one_each = len(query) != len(key)
-        layout = _Layout(packing, one_each=False)
-        query_layout = _Layout(packing, one_each=True) if one_each else layout
-        qs, ks, vs = query_layout.pad(query), layout.pad(key), layout.pad(value)
-        outs, saved = [], []
-        for group, q, k, v in zip(packing.groups, qs, ks, vs, strict=True):
-            scores = q.mul_(scaling).bmm(k.transpose(1, 2))  # (texts * A, L or 1, L)
+        heads, one_each = query.shape[1], len(query) != len(key)
+        rows, columns = (packing.layout(heads, one_each=x) for x in (one_each, False))
+        q, k, v = rows.pad(query).mul_(scaling), columns.pad(key), columns.pad(value)
+        weights = q.new_empty(sum(rows.weights))
+        for group, q_, k_, w_ in rows.by_group(columns, q, k, weights):
+            scores = q_.bmm(k_.transpose(1, 2))  # (texts * A, L or 1, L)
             if group.mask is not None:
                 scores.view(group.texts, -1, *scores.shape[1:]).add_(group.mask)
-            weights = torch._softmax(scores, -1, False)
-            mask = None
-            if dropout:
-                mask = keep_mask(weights.shape, dropout, weights.dtype, weights.device)
-            outs.append((weights if mask is None else weights * mask).bmm(v))
-            saved += [q, k, v, weights, mask]
-        ctx.save_for_backward(*saved)
-        ctx.layout, ctx.query_layout, ctx.scaling, ctx.like = (
-            layout,
-            query_layout,
-            scaling,
-            query[:0],
-        )
-        return query_layout.unpad(outs, query)
+            torch.softmax(scores, -1, out=w_)
+        mask = keep_mask(weights.shape, dropout, weights.dtype, weights.device) if dropout else None
+        kept = weights if mask is None else weights * mask
+        out = torch.empty_like(q)
+        for _, out_, v_, w_ in rows.by_group(columns, out, v, kept):
+            torch.bmm(w_, v_, out=out_)
+        ctx.save_for_backward(q, k, v, weights, mask)
+        ctx.rows, ctx.columns, ctx.scaling, ctx.dtype = rows, columns, scaling, query.dtype
+        return rows.unpad(out, query.dtype)
 
     @staticmethod
     def backward(ctx, grad):
@@ -209,61 +198,109 @@ class _Grouped(torch.autograd.Function):
 
     @staticmethod
     def _backward(ctx, grad):
-        saved = ctx.saved_tensors
-        grads = ctx.query_layout.pad(grad, is_gradient=True)
-        dqs, dks, dvs = [], [], []
-        for i, g in enumerate(grads):
-            q, k, v, weights, mask = saved[5 * i : 5 * i + 5]
-            kept = weights if mask is None else weights * mask
-            dvs.append(kept.transpose(1, 2).bmm(g))
-            dkept = g.bmm(v.transpose(1, 2))
-            if mask is not None:
-                dkept.mul_(mask)
-            dscores = torch._softmax_backward_data(dkept, weights, -1, weights.dtype)
-            dqs.append(dscores.bmm(k).mul_(ctx.scaling))
-            dks.append(dscores.transpose(1, 2).bmm(q))
-        dq = ctx.query_layout.unpad(dqs, ctx.like)
-        dk, dv = (ctx.layout.unpad(x, ctx.like) for x in (dks, dvs))
+        q, k, v, weights, mask = ctx.saved_tensors
+        rows, columns = ctx.rows, ctx.columns
+        grad = rows.pad(grad, is_gradient=True)
+        kept = weights if mask is None else weights * mask
+        dq, dk, dv, dweights = (torch.empty_like(x) for x in (q, k, v, weights))
+        for (_, g, v_, dw), (_, _, dv_, w) in zip(
+            rows.by_group(columns, grad, v, dweights),
+            rows.by_group(columns, grad, dv, kept),
+            strict=True,
+        ):
+            torch.bmm(w.transpose(1, 2), g, out=dv_)
+            torch.bmm(g, v_.transpose(1, 2), out=dw)
+        if mask is not None:
+            dweights.mul_(mask)
+        for (_, q_, k_, w), (_, dq_, dk_, dw) in zip(
+            rows.by_group(columns, q, k, weights),
+            rows.by_group(columns, dq, dk, dweights),
+            strict=True,
+        ):
+            dscores = torch._softmax_backward_data(dw, w, -1, w.dtype)
+            torch.bmm(dscores, k_, out=dq_)
+            torch.bmm(dscores.transpose(1, 2), q_, out=dk_)
+        dq = rows.unpad(dq.mul_(ctx.scaling), ctx.dtype)
+        dk, dv = columns.unpad(dk, ctx.dtype), columns.unpad(dv, ctx.dtype)
         return dq, dk, dv, None, None, None
 
 
 class _Layout:
-    """Between the rows of a packing and one batch of matrices (texts * A, L, D) for each group."""
+    """Between rows (T, A, D) and batches of matrices (texts * A, L, D), one for each group.
 
-    def __init__(self, packing: Packing, *, one_each: bool):
+    The batches lie one after another in one tensor (C * A, D), so that what is done to single
+    values is done to all groups at once.
+    """
+
+    def __init__(self, packing: Packing, heads: int, *, one_each: bool):
         """`one_each`: a row for each text, so that L is 1 and nothing is padded."""
-        self.packing, self.one_each = packing, one_each
-        self.sizes = [g.texts * (1 if one_each else g.length) for g in packing.groups]
+        self.heads, self.groups = heads, packing.groups
+        self.lengths = [1 if one_each else group.length for group in packing.groups]
+        counts = [g.texts * heads * n for g, n in zip(packing.groups, self.lengths, strict=True)]
+        self.counts = counts  # rows of (C * A, D) of each group
+        self.weights = [n * g.length for n, g in zip(counts, packing.groups, strict=True)]
+        self.filler = 0 if one_each else packing.filler
+        own = [1] * len(packing.lengths) if one_each else packing.lengths
+        starts = np.cumsum([0, *own])
+        rows, is_padding, text = [], [], 0
+        for group, length in zip(packing.groups, self.lengths, strict=True):
+            texts = slice(text, text := text + group.texts)
+            place = np.arange(length)
+            beyond = place >= np.asarray(own[texts])[:, None]  # (texts, L)
+            row = starts[:-1][texts][:, None] + np.where(beyond, 0, place)
+            shape = (group.texts, heads, length)
+            rows.append(np.broadcast_to(row[:, None], shape).ravel())
+            is_padding.append(np.broadcast_to(beyond[:, None], shape).ravel())
+        device = packing.cu_seqlens.device
+        row, padding = np.concatenate(rows), np.concatenate(is_padding)
+        head = np.concatenate(
+            [
+                np.broadcast_to(np.arange(heads)[None, :, None], (g.texts, heads, n)).ravel()
+                for g, n in zip(packing.groups, self.lengths, strict=True)
+            ]
+        )
+        back = np.empty(starts[-1] * heads, dtype=np.int64)
+        real = np.flatnonzero(~padding)
+        back[row[real] * heads + head[real]] = real
+        self.row, self.head = (torch.from_numpy(x).to(device) for x in (row, head))
+        self.back = torch.from_numpy(back).to(device)  # (T * A,)
+        self.padding = torch.from_numpy(np.flatnonzero(padding)).to(device)
+        self._sources: dict[int, Tensor] = {}
 
-    def pad(self, x: Tensor, *, is_gradient: bool = False) -> list[Tensor]:
-        """x (T or B, A, D) by group in fp32; cells of padding are zero in gradients."""
-        if not self.one_each:
-            rows, _, padding = self.packing.padded
-            x = x.index_select(0, rows)
-            if is_gradient:
-                x.index_fill_(0, padding, 0.0)
-        heads, size = x.shape[1:]
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        batches = []
-        for group, part in zip(self.packing.groups, x.split(self.sizes), strict=True):
-            part = part.view(group.texts, -1, heads, size).transpose(1, 2)
-            batch = torch.empty(part.shape, dtype=dtype, device=x.device).copy_(part)
-            batches.append(batch.view(group.texts * heads, -1, size))
-        return batches
+    def pad(self, x: Tensor, *, is_gradient: bool = False) -> Tensor:
+        """x (T or B, A, D) as (C * A, D) in fp32; rows of padding are zero in gradients."""
+        size = x.shape[2]
+        if x.stride(2) != 1 or x.stride(1) != size or x.stride(0) % size:
+            x = x.contiguous()
+        apart = x.stride(0) // size  # rows of D from one token to the next: more than A in a slice
+        if apart not in self._sources:
+            self._sources[apart] = self.row * apart + self.head
+        flat = x.as_strided(((len(x) - 1) * apart + self.heads, size), (size, 1))
+        batch = flat.index_select(0, self._sources[apart])
+        if is_gradient:
+            batch.index_fill_(0, self.padding, 0.0)
+        return batch.to(torch.promote_types(x.dtype, torch.float32))
 
-    def unpad(self, batches: list[Tensor], like: Tensor) -> Tensor:
-        """The way back, to (T or B, A, D) of the type of `like`; zero in rows of filler."""
-        heads, size = like.shape[1:]
-        out = like.new_empty(sum(self.sizes), heads, size)
-        for group, part, batch in zip(
-            self.packing.groups, out.split(self.sizes), batches, strict=True
-        ):
-            part = part.view(group.texts, -1, heads, size).transpose(1, 2)
-            part.copy_(batch.view(part.shape))
-        if self.one_each:
-            return out
-        _, cells, _ = self.packing.padded
-        rows = out.new_empty(len(cells) + self.packing.filler, heads, size)
-        torch.index_select(out, 0, cells, out=rows[: len(cells)])
-        rows[len(cells) :] = 0
-        return rows
+    def unpad(self, batch: Tensor, dtype: torch.dtype) -> Tensor:
+        """The way back, to (T or B, A, D) of `dtype`; zero in rows of filler."""
+        size = batch.shape[1]
+        count = len(self.back) // self.heads
+        out = batch.new_empty(count + self.filler, self.heads, size, dtype=dtype)
+        torch.index_select(batch.to(dtype), 0, self.back, out=out[:count].view(-1, size))
+        out[count:] = 0
+        return out
+
+    def by_group(
+        self, columns: "_Layout", of_rows: Tensor, of_columns: Tensor, weights: Tensor
+    ) -> Iterator[tuple[Group, Tensor, Tensor, Tensor]]:
+        """Each group with its part of q or the like, of k or the like, and of weights."""
+        size = of_rows.shape[1]
+        parts = zip(
+            of_rows.split(self.counts),
+            of_columns.split(columns.counts),
+            weights.split(self.weights),
+            strict=True,
+        )
+        for i, (r, c, w) in enumerate(parts):
+            group, n, m = self.groups[i], self.lengths[i], columns.lengths[i]
+            yield group, r.view(-1, n, size), c.view(-1, m, size), w.view(-1, n, m)
