@@ -125,6 +125,15 @@ def test_stopped_and_resumed_gives_the_same_bytes(small, plain, stops):
     assert "run the same command to go on" in kept and "Traceback" not in kept
 
 
+@pytest.mark.parametrize("saving", [name for name in tiny.SAVINGS if name != "all"])
+def test_stopped_and_resumed_with_each_saving_alone(small, saving):
+    names = [f"{saving}-whole".replace(" ", "-"), f"{saving}-stopped".replace(" ", "-")]
+    for name, stops in zip(names, ([], [4]), strict=True):
+        for stop in [*stops, 0]:
+            assert tiny.run(arguments(small, name, **tiny.SAVINGS[saving]), stop) == 75 * bool(stop)
+    assert files(small / "runs" / names[0]) == files(small / "runs" / names[1])
+
+
 def test_bf16_stopped_and_resumed_gives_the_same_bytes(small):
     for name, stops in (("bf16", []), ("bf16-stopped", [3])):
         for stop in [*stops, 0]:

@@ -17,10 +17,10 @@ from optimizer import update
 SMOOTHING = 0.1
 
 
-def gradients(folder, dtype, micro, *, world=None, naive=False) -> list[np.ndarray]:
+def gradients(folder, dtype, micro, *, world=None, naive=False, **speed) -> list[np.ndarray]:
     """The gradient of each step of an epoch on this rank; 33 texts are 16, 16 and 1."""
     world = world or tiny.alone()
-    job = tiny.make_job(arguments(folder, micro), world)
+    job = tiny.make_job(arguments(folder, micro, **speed), world)
     job.model.to(dtype)
     job = dataclasses.replace(job, class_weights=job.class_weights.to(dtype))
     model, sampler = world.wrap(job.model), job.sampler(world.rank)
@@ -48,8 +48,8 @@ def naive_backward(model, batches, class_weights) -> None:
         (mean / len(batches)).backward()
 
 
-def arguments(folder, micro) -> list[str]:
-    changes = {"train__global_batch_size": 16, "train__micro_batch_size": micro}
+def arguments(folder, micro, **speed) -> list[str]:
+    changes = {"train__global_batch_size": 16, "train__micro_batch_size": micro} | speed
     changes |= {"train__label_smoothing": SMOOTHING, "train__precision": "fp32"}
     return tiny.settings(folder, model__name=folder / "model-without-dropout", **changes)
 
@@ -58,9 +58,9 @@ def distance(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.linalg.norm(a - b) / np.linalg.norm(b))
 
 
-def gradients_of_all(folder, cases) -> list[list[np.ndarray]]:
+def gradients_of_all(folder, cases, speed=tiny.SAVINGS["all"]) -> list[list[np.ndarray]]:
     with process_group("cpu") as world:
-        return [gradients(folder, dtype, micro, world=world) for dtype, micro in cases]
+        return [gradients(folder, dtype, micro, world=world, **speed) for dtype, micro in cases]
 
 
 LIMITS = {torch.float32: 1e-6, torch.float64: 1e-12}
@@ -80,6 +80,22 @@ def test_the_gradient_does_not_depend_on_the_split(small, ranks, micros):
             for step, gradient in enumerate(steps):
                 error = distance(gradient, whole[dtype][step])
                 assert error < LIMITS[dtype], (dtype, micro, step)
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("saving", [name for name in tiny.SAVINGS if name != "all"])
+def test_nor_with_each_saving_alone(small, saving, ranks):
+    speed = tiny.SAVINGS[saving]
+    whole = gradients(small, torch.float32, 16, **speed)
+    case = [(torch.float32, 3)]
+    if ranks == 1:
+        split = [gradients_of_all(small, case, speed)]
+    else:
+        split = tiny.run_ranks(ranks, gradients_of_all, small, case, speed)
+    for (steps,) in split:
+        for gradient, expected in zip(steps, whole, strict=True):
+            assert distance(gradient, expected) < 1e-6
 
 
 def test_control_the_mean_of_weighted_means_depends_on_the_split(small):

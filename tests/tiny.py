@@ -22,6 +22,17 @@ from signals import StopRequest
 WORDS = ("the", "a", "goose", "tram", "soup", "argues", "politely", "late", "ticket", "my", "aunt")
 
 
+PLAIN = {"speed__padding": "batch", "speed__active_vocabulary": "false"}
+PLAIN |= {"speed__first_position": "false"}
+SAVINGS = {
+    "all": {},
+    "none": PLAIN,
+    "padding-free": PLAIN | {"speed__padding": "free"},
+    "active vocabulary": PLAIN | {"speed__active_vocabulary": "true"},
+    "first position": PLAIN | {"speed__first_position": "true"},
+}
+
+
 def rows(n: int, *, seed: int = 0, positives: float = 0.25) -> list[dict[str, str]]:
     """n different texts of 3 to 14 words; label 1, for about a quarter, has a word of its own."""
     rng = random.Random(seed)
