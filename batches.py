@@ -16,7 +16,7 @@ from corpus import TokenisedSplit
 from packing import Packing, filler_for
 from schedule import StepPlan
 
-EVAL_TEXTS, EVAL_TOKENS = 128, 8192  # of one evaluation batch at most, padding included
+EVAL_TEXTS, EVAL_TOKENS = 256, {"cpu": 4096, "cuda": 16384}  # of one evaluation batch at most
 
 
 @dataclass(frozen=True)
@@ -250,6 +250,9 @@ def cut(
     return batches
 
 
-def evaluation_batches(lengths: np.ndarray, *, is_packed: bool = False) -> list[list[int]]:
+def evaluation_batches(
+    lengths: np.ndarray, *, is_packed: bool = False, device: str = "cpu"
+) -> list[list[int]]:
     """All texts once, cut by length and token budget, whatever the number of ranks."""
-    return cut(np.arange(len(lengths)), lengths, EVAL_TEXTS, EVAL_TOKENS, is_packed=is_packed)
+    caps = (EVAL_TEXTS, EVAL_TOKENS[device])
+    return cut(np.arange(len(lengths)), lengths, *caps, is_packed=is_packed)

@@ -14,6 +14,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dropout import keep_mask
@@ -132,6 +133,8 @@ def packed_attention(
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # (T, A, D)
     if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
         out = _flash(query, key, value, packing, scaling, dropout)
+    elif dropout == 0 and not torch.is_grad_enabled():
+        out = _fused(query, key, value, packing, scaling)
     else:
         with torch.autocast(query.device.type, enabled=False):  # it would make bf16 of fp32
             out = _Grouped.apply(query, key, value, packing, scaling, dropout)
@@ -168,6 +171,23 @@ def _flash(
     )[0]
 
 
+def _fused(query: Tensor, key: Tensor, value: Tensor, packing: Packing, scaling: float) -> Tensor:
+    """torch's own attention, group by group; on a CPU its fast kernel knows no dropout."""
+    heads, one_each = query.shape[1], len(query) != len(key)
+    rows, columns = (packing.layout(heads, one_each=x) for x in (one_each, False))
+    dtype = query.dtype
+    q, k, v = rows.pad(query, dtype), columns.pad(key, dtype), columns.pad(value, dtype)
+    outs = []
+    for (group, q_, k_, _), (_, _, v_, _) in zip(
+        rows.by_group(columns, q, k), rows.by_group(columns, q, v), strict=True
+    ):
+        q_, k_, v_ = (x.view(group.texts, heads, -1, x.shape[-1]) for x in (q_, k_, v_))
+        mask = None if group.mask is None else group.mask.to(dtype)
+        out = F.scaled_dot_product_attention(q_, k_, v_, mask, scale=scaling)
+        outs.append(out.reshape(-1, q.shape[1]))
+    return rows.unpad(torch.cat(outs), dtype)
+
+
 class _Grouped(torch.autograd.Function):
     """Attention with q, k and v padded by group, in fp32; nothing else is ever padded."""
 
@@ -175,7 +195,9 @@ class _Grouped(torch.autograd.Function):
     def forward(ctx, query, key, value, packing, scaling, dropout):  # (T or B, A, D), (T, A, D)
         heads, one_each = query.shape[1], len(query) != len(key)
         rows, columns = (packing.layout(heads, one_each=x) for x in (one_each, False))
-        q, k, v = rows.pad(query).mul_(scaling), columns.pad(key), columns.pad(value)
+        dtype = torch.promote_types(query.dtype, torch.float32)
+        q, k, v = rows.pad(query, dtype), columns.pad(key, dtype), columns.pad(value, dtype)
+        q.mul_(scaling)
         weights = q.new_empty(sum(rows.weights))
         for group, q_, k_, w_ in rows.by_group(columns, q, k, weights):
             scores = q_.bmm(k_.transpose(1, 2))  # (texts * A, L or 1, L)
@@ -200,7 +222,7 @@ class _Grouped(torch.autograd.Function):
     def _backward(ctx, grad):
         q, k, v, weights, mask = ctx.saved_tensors
         rows, columns = ctx.rows, ctx.columns
-        grad = rows.pad(grad, is_gradient=True)
+        grad = rows.pad(grad, q.dtype, is_gradient=True)
         kept = weights if mask is None else weights * mask
         dq, dk, dv, dweights = (torch.empty_like(x) for x in (q, k, v, weights))
         for (_, g, v_, dw), (_, _, dv_, w) in zip(
@@ -267,8 +289,8 @@ class _Layout:
         self.padding = torch.from_numpy(np.flatnonzero(padding)).to(device)
         self._sources: dict[int, Tensor] = {}
 
-    def pad(self, x: Tensor, *, is_gradient: bool = False) -> Tensor:
-        """x (T or B, A, D) as (C * A, D) in fp32; rows of padding are zero in gradients."""
+    def pad(self, x: Tensor, dtype: torch.dtype, *, is_gradient: bool = False) -> Tensor:
+        """x (T or B, A, D) as (C * A, D) of `dtype`; rows of padding are zero in gradients."""
         size = x.shape[2]
         if x.stride(2) != 1 or x.stride(1) != size or x.stride(0) % size:
             x = x.contiguous()
@@ -279,7 +301,7 @@ class _Layout:
         batch = flat.index_select(0, self._sources[apart])
         if is_gradient:
             batch.index_fill_(0, self.padding, 0.0)
-        return batch.to(torch.promote_types(x.dtype, torch.float32))
+        return batch.to(dtype)
 
     def unpad(self, batch: Tensor, dtype: torch.dtype) -> Tensor:
         """The way back, to (T or B, A, D) of `dtype`; zero in rows of filler."""
@@ -291,16 +313,13 @@ class _Layout:
         return out
 
     def by_group(
-        self, columns: "_Layout", of_rows: Tensor, of_columns: Tensor, weights: Tensor
-    ) -> Iterator[tuple[Group, Tensor, Tensor, Tensor]]:
+        self, columns: "_Layout", of_rows: Tensor, of_columns: Tensor, weights: Tensor | None = None
+    ) -> Iterator[tuple[Group, Tensor, Tensor, Tensor | None]]:
         """Each group with its part of q or the like, of k or the like, and of weights."""
         size = of_rows.shape[1]
-        parts = zip(
-            of_rows.split(self.counts),
-            of_columns.split(columns.counts),
-            weights.split(self.weights),
-            strict=True,
-        )
-        for i, (r, c, w) in enumerate(parts):
-            group, n, m = self.groups[i], self.lengths[i], columns.lengths[i]
-            yield group, r.view(-1, n, size), c.view(-1, m, size), w.view(-1, n, m)
+        r, c = of_rows.split(self.counts), of_columns.split(columns.counts)
+        w = [None] * len(r) if weights is None else weights.split(self.weights)
+        for i, group in enumerate(self.groups):
+            n, m = self.lengths[i], columns.lengths[i]
+            part = None if weights is None else w[i].view(-1, n, m)
+            yield group, r[i].view(-1, n, size), c[i].view(-1, m, size), part

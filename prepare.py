@@ -17,7 +17,7 @@ import model as models
 import savings
 from batches import Collate, StepSampler, Template, Texts, cut, evaluation_batches
 from config import Config
-from corpus import Corpus, content_key, load_corpus, training_texts
+from corpus import Corpus, TokenisedSplit, content_key, load_corpus, training_texts
 from ddp import World
 from errors import BAD_CONFIG, BAD_DATA, Refusal, printable
 from meter import Workload
@@ -59,6 +59,12 @@ class Job:
     def positive(self) -> int | None:
         """Index of the positive label."""
         return self.corpus.positive
+
+    def evaluation_batches(self, split: TokenisedSplit) -> list[list[int]]:
+        """The texts of each forward when a split is scored."""
+        device = next(self.model.parameters()).device.type
+        lengths = self.template.lengths(split)
+        return evaluation_batches(lengths, is_packed=self.is_packed, device=device)
 
     def base_model(self) -> nn.Module:
         """The model that training began with, loaded anew."""
@@ -275,8 +281,7 @@ def workload(job: Job, sampler: StepSampler) -> Workload:
     scored = 0.0
     for name, split in job.corpus.evaluated().items():
         of_split = job.template.lengths(split)
-        batches = evaluation_batches(of_split, is_packed=job.is_packed)
-        total_cells = sum(collate.cells(of_split[rows]) for rows in batches)
+        total_cells = sum(collate.cells(of_split[rows]) for rows in job.evaluation_batches(split))
         scored += counts[name] * total_cells / sampler.num_replicas
     parameters = sum(p.numel() for p in job.model.parameters())
     saved = times(job.cfg.checkpoint.every) * parameters * checkpoint.BYTES_PER_PARAMETER

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 import config
 import metrics
 import results
-from batches import MicroBatch, StepSampler, Texts, evaluation_batches
+from batches import MicroBatch, StepSampler, Texts
 from check import check
 from config import Config
 from console import Console
@@ -102,7 +102,7 @@ def evaluate(job: Job, split: TokenisedSplit, world: World) -> np.ndarray:
     """
     texts, model = Texts(split, job.template), job.model.eval()
     logits = torch.zeros(len(split), len(job.corpus.label_names))
-    batches = evaluation_batches(job.template.lengths(split), is_packed=job.is_packed)
+    batches = job.evaluation_batches(split)
     with torch.autocast(world.device.type, torch.bfloat16, enabled=job.dtype == torch.bfloat16):
         for rows in batches[world.rank :: world.size]:
             batch = job.collate([texts[i] for i in rows]).to(world.device)

@@ -67,6 +67,18 @@ def test_packed_and_padded_agree(lengths, first_position, dtype):
             assert distance(one, other) < LIMITS[dtype], is_rounded
 
 
+@pytest.mark.parametrize("dtype", LIMITS, ids=str)
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
+@torch.no_grad()
+def test_they_agree_in_evaluation(lengths, dtype):
+    for first_position in (True, False):
+        plain, ours = models(dtype, first_position=first_position)
+        rows = texts(lengths)
+        expected = plain.eval()(**Collate(TEMPLATE, "batch")(rows).inputs).logits
+        logits = ours.eval()(**Collate(TEMPLATE, "free", True)(rows).inputs).logits
+        assert distance(logits, expected) < LIMITS[dtype]
+
+
 @pytest.mark.parametrize("padding", ["batch", "max"])
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
 def test_the_first_position_alone_is_enough(lengths, padding):
