@@ -34,12 +34,21 @@ def folder_of(root: Path, step: int) -> Path:
     return root / f"step-{step:08d}"
 
 
-def save(
-    root: Path,
-    model: nn.Module,
-    optimizer: torch.optim.AdamW,
-    state: Mapping[str, object],
-) -> Path:
+def tensors(
+    model: nn.Module, optimizer: torch.optim.AdamW, *, copy: bool
+) -> dict[str, dict[str, Tensor]]:
+    """What a checkpoint holds, by file, on the CPU; `copy`: apart from what training changes."""
+    files = {
+        "model.safetensors": model_tensors(model),
+        "optimizer.safetensors": dict(state_tensors(model, optimizer)),
+    }
+    return {
+        file: {name: t.detach().to("cpu", copy=copy).contiguous() for name, t in named.items()}
+        for file, named in files.items()
+    }
+
+
+def save(root: Path, files: dict[str, dict[str, Tensor]], state: Mapping[str, object]) -> Path:
     """Write `root/step-<state["step"]>`, whole or not at all; Refusal 73 if that cannot be done."""
     folder = folder_of(root, state["step"])
     temporary = root / f".{folder.name}.{os.getpid()}"
@@ -48,9 +57,8 @@ def save(
         for stale in root.glob(".step-*"):  # of a process that was killed while it saved
             shutil.rmtree(stale, ignore_errors=True)
         temporary.mkdir()
-        save_file(_contiguous(model_tensors(model)), temporary / "model.safetensors")
-        moments = dict(state_tensors(model, optimizer))
-        save_file(_contiguous(moments), temporary / "optimizer.safetensors")
+        for name, named in files.items():
+            save_file(named, temporary / name)
         (temporary / "state.json").write_text(json.dumps(state), encoding="utf-8")
         seal(temporary)
         if folder.exists():
@@ -61,10 +69,6 @@ def save(
         reason = getattr(error, "strerror", None) or error
         raise Refusal(CANNOT_WRITE, f"{folder}: cannot be written: {reason}") from None
     return folder
-
-
-def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
 
 
 def seal(folder: Path) -> None:

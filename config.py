@@ -62,7 +62,7 @@ class DataConfig:
     bad_rows: str = key("stop", choices=("stop", "skip"))
     leaks: str = key("drop", choices=("drop", "stop", "keep"))
     cache_dir: str = key(".cache", alters=False)
-    workers: int = key(0, low=0, high=64, alters=False)
+    workers: int | str = key("auto", low=0, high=64, choices=("auto",), alters=False)
 
 
 @dataclass(frozen=True)

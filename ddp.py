@@ -40,6 +40,7 @@ class World:
         """Rank 0's `tensor` on every rank, in place."""
         if self.size > 1:
             dist.broadcast(tensor, src=0)
+            torch.autograd.graph.increment_version(tensor)  # which broadcast does not do
         return tensor
 
     def largest(self, value: int) -> int:
@@ -102,7 +103,8 @@ class World:
         if self.size == 1:
             return model
         ids = [self.device.index] if self.device.type == "cuda" else None
-        # The models' only buffers are constants. torch 2.13 renamed the option that sends them.
+        # The models' buffers are constants, or change alike on every rank. torch 2.13 renamed the
+        # option that sends them.
         known = inspect.signature(DistributedDataParallel).parameters
         option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
         return DistributedDataParallel(

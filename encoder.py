@@ -1,23 +1,25 @@
 """The layers of XLM-R's encoder, computed with less work than transformers' own forward does.
 
-Same parameters, same function. A packed row of texts needs no padding (packing.py); the last layer
-computes only the position that the classifier reads. On a CPU in bf16, where casts, masks and small
-products take most of a step, each weight is cast once a step and q, k and v are one product.
+Same parameters, same function. A packed row of texts needs no padding (attention.py); the last
+layer computes only the position that the classifier reads. On a CPU in bf16, where casts, masks and
+small products take most of a step, a weight is cast once a step and q, k and v are one product.
 
 Shapes: B texts, L tokens of the longest, T rows: B * L of a padded batch or the tokens of a packed
 one, H hidden size, A heads, D entries of a head.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from attention import NAME, packed_attention
 from dropout import Dropout, keep_mask
 from gradients import memory
-from packing import NAME, Packing, packed_attention
+from packing import Packing
 
 ARCHITECTURES = ("xlm-roberta", "roberta", "camembert")  # the same modules under the same names
 
@@ -34,10 +36,13 @@ def is_known(model: nn.Module, pad_id: int) -> bool:
     )
 
 
-def install(model: nn.Module, *, packed: bool, first_position: bool) -> None:
+def install(
+    model: nn.Module, *, packed: bool, first_position: bool, checkpointing: bool = False
+) -> None:
     """Make `model` take packed rows, or compute only the first position in its last layer.
 
-    A packed model is called with input_ids and position_ids (1, T) and a Packing.
+    A packed model is called with input_ids and position_ids (1, T) and a Packing. `checkpointing`:
+    its layers keep their input alone and are computed again in the backward.
     """
     from transformers import AttentionInterface
 
@@ -53,6 +58,8 @@ def install(model: nn.Module, *, packed: bool, first_position: bool) -> None:
         is_last = layer is layers[-1]
         keep = "all" if not is_last else "first" if first_position else "first of all"
         layer.forward = partial(_layer, layer, _Products(layer), keep)
+        if packed and checkpointing:
+            layer.forward = partial(_checkpointed, layer, layer.forward)
 
 
 def _layer(
@@ -87,6 +94,15 @@ def _layer(
     if keep == "all":
         return rows.view(shape)
     return (rows[packing.starts] if keep == "first of all" else rows)[:, None]
+
+
+def _checkpointed(
+    layer: nn.Module, forward: Callable, hidden: Tensor, *_: object, packing: Packing, **__: object
+) -> Tensor:
+    """The layer's forward without what it would keep for the backward (arXiv:1604.06174)."""
+    if not layer.training:
+        return forward(hidden, packing=packing)
+    return checkpoint(forward, hidden, packing=packing, use_reentrant=False)
 
 
 def _attend(
@@ -185,6 +201,8 @@ class _Product:
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
         """x (T, in) to one (T, out) for each module, in bf16 under autocast."""
         if x.device.type != "cpu":
+            if torch.is_autocast_enabled(x.device.type):  # once, not by each
+                x = x.to(torch.get_autocast_dtype(x.device.type))
             return tuple(linear(x) for linear in self.linears)
         if not torch.is_autocast_enabled("cpu"):
             pairs = [(linear.weight, linear.bias) for linear in self.linears]

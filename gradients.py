@@ -20,7 +20,12 @@ def memory(parameter: nn.Parameter) -> Tensor:
 
 
 def release(parameters: Iterable[nn.Parameter]) -> None:
-    """Drop the gradients; keep the memory of those that `memory` gave."""
+    """Drop the gradients; keep the memory of those that `memory` gave, and of DDP's on CUDA."""
+    parameters = list(parameters)
+    if torch.distributed.is_initialized() and parameters[0].is_cuda:
+        # They are views of DDP's buckets, and new ones would have to be copied there.
+        torch._foreach_zero_([p.grad for p in parameters if p.grad is not None])
+        return
     for parameter in parameters:
         if hasattr(parameter, "spare"):
             parameter.spare = parameter.grad

@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from sklearn import metrics as sk
 
 SCORES = (
     *("loss", "accuracy", "f1_macro", "f1_weighted", "f1_positive", "precision", "recall", "mcc"),
@@ -39,6 +38,8 @@ def score(labels: np.ndarray, logits: np.ndarray, positive: int | None) -> dict[
     means and `f1_positive` is None. Where an example of some class is missing, every score that
     needs all classes is None. Logits that are not finite give None throughout.
     """
+    from sklearn import metrics as sk  # seconds, for which --check need not wait
+
     n, classes = logits.shape
     result: dict[str, object] = {name: None for name in SCORES}
     result |= {"examples": n, "confusion": None, "predicted_share": None}

@@ -23,8 +23,8 @@ from errors import BAD_CONFIG, BAD_DATA, Refusal, printable
 from meter import Workload
 from schedule import StepPlan, plan_steps
 
-# Padded tokens of one pass where train.micro_batch_tokens is auto; the first pass halves it if it
-# does not fit a GPU. On a CPU larger passes are no faster (see RESULTS.md) and only take memory.
+# Tokens of one pass, padding included, where train.micro_batch_tokens is auto; halved until a
+# pass fits the GPU. On a CPU larger passes are no faster and only take memory.
 AUTO_TOKENS = {"cpu": 8192, "cuda": 65536}
 
 SAVED_BYTES_PER_S = 300e6  # of a checkpoint, written, hashed and flushed to a cloud disk
@@ -46,7 +46,7 @@ class Job:
 
     @property
     def collate(self) -> Collate:
-        """How texts become a padded batch."""
+        """How texts become a batch."""
         rounded = next(self.model.parameters()).device.type == "cpu"
         return Collate(self.template, self.cfg.speed.padding, rounded)
 
@@ -120,8 +120,6 @@ def prepare(cfg: Config, world: World, say: Callable[[str], None], *, strict: bo
     speed = savings.install(classifier, cfg.speed, corpus, template, say)
     cfg = dataclasses.replace(cfg, speed=speed)
     classifier.to(world.device)
-    if cfg.speed.gradient_checkpointing:
-        classifier.gradient_checkpointing_enable({"use_reentrant": False})
     is_cut_given = cfg.train.micro_batch_tokens != "auto"
     cfg, steps = plan(cfg, corpus, world)
     job = Job(
@@ -145,7 +143,8 @@ def set_determinism(cfg: Config, device: torch.device) -> None:
     torch.backends.cudnn.benchmark = False
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(cfg.run.deterministic)
+    # use_deterministic_algorithms does the same, but imports torch's compiler, which takes seconds.
+    torch.set_deterministic_debug_mode("error" if cfg.run.deterministic else "default")
     torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs time
 
 
@@ -257,7 +256,8 @@ def try_pass(job: Job, texts: list[int], device: torch.device) -> None:
         job.model(**batch.inputs).logits.float().sum().backward()
         job.model.zero_grad(set_to_none=True)
         with torch.no_grad():
-            job.model(**batch.inputs)
+            job.model.eval()(**batch.inputs)
+        job.model.train()
     if device.type == "cuda":
         torch.cuda.synchronize(device)  # it is timed, and out of memory must show here
 
@@ -289,7 +289,7 @@ def workload(job: Job, sampler: StepSampler) -> Workload:
 
 
 def cut_to(job: Job, micro_batch_tokens: int) -> Job:
-    """The same job in passes of at most so many padded tokens."""
+    """The same job in passes of at most so many tokens, padding included."""
     cfg = config.replace(job.cfg, train__micro_batch_tokens=micro_batch_tokens)
     return dataclasses.replace(job, cfg=cfg)
 
@@ -300,7 +300,7 @@ def keep_cut(job: Job, before: int, say: Callable[[str], None]) -> Job:
     if before == fitted:
         return job
     kept = min(before, fitted)
-    say(f"passes of at most {kept:,} padded tokens; this run had {before:,} before")
+    say(f"passes of at most {kept:,} tokens; this run had {before:,} before")
     return cut_to(job, kept)
 
 
@@ -327,7 +327,7 @@ def _fit_memory(job: Job, world: World, say: Callable[[str], None]) -> Job:
     del moments
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    say(f"passes of at most {job.cfg.train.micro_batch_tokens:,} padded tokens fit the GPU")
+    say(f"passes of at most {job.cfg.train.micro_batch_tokens:,} tokens fit the GPU")
     return job
 
 

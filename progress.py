@@ -1,6 +1,10 @@
 """What a run knows beside its weights, and how it goes on after an interruption."""
 
+import contextlib
+import dataclasses
+import threading
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 import torch
@@ -34,26 +38,81 @@ class Progress:
         return "all steps done" if self.step >= job.steps.total_steps else None
 
 
-def save(
-    job: Job,
-    optimizer: torch.optim.AdamW,
-    progress: Progress,
-    run: RunDir,
-    log: RunLog,
-) -> None:
-    """A checkpoint of this step, the pointer to the best one, and no more old ones than wanted."""
-    began = time.perf_counter()
-    log.sync()  # what it tells of the steps up to here must be as durable as the checkpoint
-    folder = checkpoint.save(run.checkpoints, job.model, optimizer, asdict(progress))
-    best = checkpoint.folder_of(run.checkpoints, progress.best_step)
-    if progress.best is not None:
-        pointer = {"checkpoint": best.name, "metric": job.cfg.evaluation.metric}
-        value = natural(job.cfg.evaluation.metric, progress.best)
-        checkpoint.write_json(run.path / "best.json", pointer | {"value": value})
-    if job.cfg.checkpoint.keep != "all":
-        checkpoint.prune(run.checkpoints, job.cfg.checkpoint.keep, best)
-    seconds = round(time.perf_counter() - began, 3)
-    log.write("checkpoint", step=progress.step, folder=folder.name, seconds=seconds)
+def writes_in_background(device: torch.device) -> bool:
+    """Whether training goes on while a checkpoint is written, from a copy in the CPU's memory.
+
+    On a CPU that copy would be as large as what is saved, and writing takes a core from training.
+    """
+    return device.type != "cpu"
+
+
+class Saver:
+    """Saves checkpoints with the pointer to the best one, and keeps no more old ones than wanted.
+
+    `run` is None on every rank but 0, which never saves.
+    """
+
+    def __init__(self, job: Job, run: RunDir | None, log: RunLog, *, in_background: bool):
+        self.job, self.run, self.log, self.in_background = job, run, log, in_background
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def save(self, optimizer: torch.optim.AdamW, progress: Progress) -> None:
+        """Save this step, or begin to; what went wrong in the background before is raised here."""
+        self.wait()
+        began = time.perf_counter()
+        self.log.sync()  # what it tells of the steps so far must be as durable as the checkpoint
+        files = checkpoint.tensors(self.job.model, optimizer, copy=self.in_background)
+        state = dataclasses.replace(progress)
+        paused = time.perf_counter() - began
+        if not self.in_background:
+            self._write(files, state, began, None)
+            return
+        self._thread = threading.Thread(target=self._try, args=(files, state, began, paused))
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Until nothing is being written; raises what went wrong."""
+        if self._thread:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        if error:
+            raise error
+
+    def _try(self, *arguments: object) -> None:
+        try:
+            self._write(*arguments)
+        except BaseException as error:
+            self._error = error
+
+    def _write(self, files: dict, state: Progress, began: float, paused_s: float | None) -> None:
+        run, metric = self.run, self.job.cfg.evaluation.metric
+        folder = checkpoint.save(run.checkpoints, files, asdict(state))
+        best = checkpoint.folder_of(run.checkpoints, state.best_step)
+        if state.best is not None:
+            pointer = {"checkpoint": best.name, "metric": metric}
+            pointer["value"] = natural(metric, state.best)
+            checkpoint.write_json(run.path / "best.json", pointer)
+        if self.job.cfg.checkpoint.keep != "all":
+            checkpoint.prune(run.checkpoints, self.job.cfg.checkpoint.keep, best)
+        seconds = time.perf_counter() - began
+        times = {"seconds": seconds, "paused_s": seconds if paused_s is None else paused_s}
+        rounded = {name: round(value, 3) for name, value in times.items()}
+        self.log.write("checkpoint", step=state.step, folder=folder.name, **rounded)
+
+
+@contextlib.contextmanager
+def saving(job: Job, run: RunDir | None, log: RunLog, device: torch.device) -> Iterator[Saver]:
+    """A Saver; nothing is still being written afterwards."""
+    saver = Saver(job, run, log, in_background=writes_in_background(device))
+    try:
+        yield saver
+    except BaseException:
+        with contextlib.suppress(BaseException):  # the first error is the one to show
+            saver.wait()
+        raise
+    saver.wait()
 
 
 def resume(

@@ -23,7 +23,7 @@ import savings
 from console import Console
 from corpus import TokenisedSplit
 from ddp import World
-from errors import CANNOT_WRITE, CRASH, OK, STOPPED, Refusal, printable
+from errors import CANNOT_WRITE, CRASH, MISSING, OK, STOPPED, Refusal, printable
 from model import weights_key
 from prepare import Job
 from progress import Progress
@@ -124,13 +124,14 @@ def start(job: Job, run: RunDir, log: RunLog, console: Console, world: World) ->
     run.set_state("running")
     (run.path / "config.yaml").write_text(config.dump(job.cfg), encoding="utf-8")
     checkpoint.write_json(run.path / "data_report.json", job.corpus.report)
-    _warn_of_another_machine(log, run, console, world)
+    _warn_of_another_machine(job, run, log, console, world)
     scores = score_baselines(job, job.corpus.validation)
     counts = {"train": len(job.corpus.train)} | {
         name: len(split) for name, split in job.corpus.evaluated().items()
     }
     weights = dict(zip(job.corpus.label_names, job.class_weights.tolist(), strict=True))
-    parameters = sum(p.numel() for p in job.model.parameters())
+    trained = sum(p.numel() for p in job.model.parameters())
+    parameters = trained + savings.idle_parameters(job.model)
     positive = None if job.positive is None else job.corpus.label_names[job.positive]
     log.write(
         "start",
@@ -144,12 +145,13 @@ def start(job: Job, run: RunDir, log: RunLog, console: Console, world: World) ->
         class_weights=weights,
         steps=asdict(job.steps),
         parameters=parameters,
+        trained_parameters=trained,
         baselines=scores,
     )
     say = console.say
     say(f"run {run.path} ({'going on' if begun else 'new'})")
     say(
-        f"  model {job.source.name}, {parameters / 1e6:.1f} M parameters, {job.cfg.train.precision}"
+        f"  model {job.source.name}, {_millions(parameters, trained)}, {job.cfg.train.precision}"
         f" on {world.size} x {device_name(world.device)}, {torch.get_num_threads()} threads"
     )
     listed = ", ".join(f"{name} {n:,}" for name, n in counts.items())
@@ -163,19 +165,28 @@ def start(job: Job, run: RunDir, log: RunLog, console: Console, world: World) ->
     say(f"  to beat: validation {metric} " + ", ".join(f"{n} {v:.4f}" for n, v in held.items()))
 
 
-def _warn_of_another_machine(log: RunLog, run: RunDir, console: Console, world: World) -> None:
+def _millions(parameters: int, trained: int) -> str:
+    rest = f", {trained / 1e6:.1f} M of them trained" if trained < parameters else ""
+    return f"{parameters / 1e6:.1f} M parameters{rest}"
+
+
+def _warn_of_another_machine(
+    job: Job, run: RunDir, log: RunLog, console: Console, world: World
+) -> None:
     """Say so if this start's environment is not that of the run's last one."""
     starts = [e for e in lines(run.path / "metrics.jsonl") if e["event"] == "start"]
     if not starts:
         return
-    before, now = starts[-1].get("environment", {}), environment(world)
+    names = ("speed.padding", "speed.first_position")  # which alter the dropout masks
+    before = starts[-1].get("environment", {}) | starts[-1].get("config", {})
+    now = environment(world) | config.flatten(job.cfg)
     changed = [
         f"{name} {printable(before.get(name))} -> {printable(now[name])}"
-        for name in ("device", "world_size", "threads", "versions")
+        for name in ("device", "world_size", "threads", "versions", *names)
         if before.get(name) != now[name]
     ]
     if changed:
-        message = f"going on elsewhere, so the bytes may differ: {', '.join(changed)}"
+        message = f"going on otherwise, so the bytes may differ: {', '.join(changed)}"
         console.say(f"  {message}")
         log.write("warning", code="environment", message=message)
 
@@ -234,6 +245,12 @@ def finish(
 
     Here the test set is scored, for the first time.
     """
+    if run.identity["model"] != weights_key(job.source):
+        raise Refusal(
+            MISSING,
+            f"model.name: {printable(job.source.folder, 200)} has other weights than when the run "
+            "began; put the first ones back and run the same command to finish",
+        )
     savings.restore(job.model, job.base_model)
     checkpoint.export(job.model.eval(), job.tokenizer, run.path / "best")
     splits = job.corpus.evaluated()

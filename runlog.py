@@ -11,7 +11,7 @@ from pathlib import Path
 # Fields that two runs of the same bytes may differ in: clocks, and what the machine did meanwhile.
 VOLATILE = frozenset(
     {"time", "step_s", "examples_per_s", "tokens_per_s", "data_wait_share", "peak_memory_gib"}
-    | {"seconds"}
+    | {"seconds", "paused_s"}
 )
 
 

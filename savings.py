@@ -21,18 +21,20 @@ def install(
     template: Template,
     say: Callable[[str], None],
 ) -> SpeedConfig:
-    """Switch on in `model` what it can have of what is wanted; says and returns what that is."""
+    """Switch on in `model` what it can have of what is wanted, and say so.
+
+    Returns `wanted` with the padding and first position that it has.
+    """
     speed = wanted
     if not encoder.is_known(model, template.pad_id):
         padding = "batch" if wanted.padding == "free" else wanted.padding
         speed = dataclasses.replace(speed, padding=padding, first_position=False)
         if speed != wanted:
             known = ", ".join(encoder.ARCHITECTURES)
-            say(f"  {model.config.model_type}: texts are padded, as only {known} go without")
-    if speed.active_vocabulary and not is_reducible(model):
-        speed = dataclasses.replace(speed, active_vocabulary=False)
-    if speed.active_vocabulary:
-        active = np.union1d(_tokens(corpus.train), [*template.prefix, *template.suffix])
+            say(f"  {model.config.model_type}: texts are padded; without are {known} classifiers")
+    if speed.active_vocabulary and is_reducible(model):
+        dressing = [*template.prefix, *template.suffix, template.pad_id]
+        active = np.union1d(_tokens(corpus.train), dressing)
         evaluated = [_tokens(split) for split in corpus.evaluated().values()]
         table = model.get_input_embeddings()
         model.set_input_embeddings(ActiveEmbedding(table, active, np.concatenate(evaluated)))
@@ -40,7 +42,12 @@ def install(
             parameter.data = parameter.data.clone()
         total = table.num_embeddings
         say(f"  {len(active):,} of {total:,} token embeddings are trained, the others only decay")
-    encoder.install(model, packed=speed.padding == "free", first_position=speed.first_position)
+    packed, checkpointing = speed.padding == "free", speed.gradient_checkpointing
+    if checkpointing and not packed:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    encoder.install(
+        model, packed=packed, first_position=speed.first_position, checkpointing=checkpointing
+    )
     return speed
 
 
@@ -48,6 +55,14 @@ def _tokens(split: TokenisedSplit) -> np.ndarray:
     """The ids that a split uses, each once."""
     parts = np.array_split(split.ids, 1 + len(split.ids) // 10_000_000)
     return np.unique(np.concatenate([np.unique(part) for part in parts]))
+
+
+def idle_parameters(model: nn.Module) -> int:
+    """Parameters of the whole model that are not kept while training."""
+    embedding = model.get_input_embeddings()
+    if not isinstance(embedding, ActiveEmbedding):
+        return 0
+    return (len(embedding.places) - len(embedding.weight)) * embedding.weight.shape[1]
 
 
 def restore(model: nn.Module, base: Callable[[], nn.Module]) -> None:

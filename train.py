@@ -35,8 +35,7 @@ from hardware import Recorder
 from meter import Estimate, Meter, in_words
 from optimizer import make_optimizer, set_lr, update
 from prepare import Job, keep_cut, prepare, workload
-from progress import Progress, load_best, resume, save
-from rundir import RunDir
+from progress import Progress, Saver, load_best, resume, saving
 from runlog import RunLog
 from signals import StopRequest, ignore_in_worker
 
@@ -134,6 +133,8 @@ def batches_by_step(
     """(step, its micro-batches on this rank, seconds waited for them), from the sampler's first."""
     generator = torch.Generator()  # the loader draws from it even when it does not shuffle
     workers = job.cfg.data.workers
+    if workers == "auto":  # a GPU must not wait for the next batches; a CPU has no core to spare
+        workers = 2 if device.type == "cuda" else 0
     loader = DataLoader(
         Texts(job.corpus.train, job.template),
         batch_sampler=sampler,
@@ -152,16 +153,16 @@ def batches_by_step(
 
 
 def train(
-    job: Job, world: World, run: RunDir | None, log: RunLog, console: Console, stop: StopRequest
+    job: Job, world: World, saver: Saver, log: RunLog, console: Console, stop: StopRequest
 ) -> tuple[Progress, str]:
     """Train to the end, to early stopping or to a stop request; (progress, why it ended).
 
-    Begins at the newest checkpoint of `run`, which is None on every rank but 0. After each step, in
-    this order: log, evaluate, save, stop. What is saved at a step includes its evaluation.
+    Begins at the run's newest checkpoint. After each step, in this order: log, evaluate, save,
+    stop. What is saved at a step includes its evaluation.
     """
     cfg, total = job.cfg, job.steps.total_steps
     optimizer = make_optimizer(job.model, cfg.optimizer)
-    progress = resume(job, optimizer, world, run, log, console)
+    progress = resume(job, optimizer, world, saver.run, log, console)
     model = world.wrap(job.model.train())
     sampler = job.sampler(world.rank, progress.step)
     skipped = torch.zeros((), device=world.device)  # updates, since last read
@@ -208,8 +209,9 @@ def train(
         improved = progress.best_step == progress.step
         if ended or improved or due(progress.step, cfg.checkpoint.every, job):
             progress.skipped += read_and_clear(skipped)
-            world.one_at_first(lambda: save(job, optimizer, progress, run, log))
+            world.one_at_first(lambda: saver.save(optimizer, progress))
             meter.restart()
+    world.one_at_first(saver.wait)
     console.stop_bar()
     return progress, ended
 
@@ -260,7 +262,8 @@ def run_training(
         if run:
             results.start(job, run, log, console, world)
             recorder.start()
-        progress, reason = train(job, world, run, log, console, stop)
+        with saving(job, run, log, world.device) as saver:
+            progress, reason = train(job, world, saver, log, console, stop)
         if progress.is_over(job) is None:
             again = "run the same command to go on"
             message = f"{reason} after step {progress.step}; {again}"

@@ -42,14 +42,12 @@ class ActiveEmbedding(nn.Module):
         places = torch.full((table.num_embeddings,), -1)
         places[np.concatenate([active, others])] = torch.arange(len(active) + len(others))
         self.padding_idx = int(places[table.padding_idx]) if padding else None
-        self.weight = nn.Parameter(table.weight.detach()[active].clone())
+        self.weight = nn.Parameter(table.weight.detach()[active])
         self.register_buffer("kept", torch.ones((), dtype=torch.float64))  # of an idle row, so far
         # Derived from the texts and the base model, so not part of the state that is saved.
         self.register_buffer("active", torch.from_numpy(active), persistent=False)  # (A,) int64
         self.register_buffer("places", places, persistent=False)  # (V,) int64: in weight and others
-        self.register_buffer(
-            "others", table.weight.detach()[others].clone(), persistent=False
-        )  # (E, H)
+        self.register_buffer("others", table.weight.detach()[others], persistent=False)  # (E, H)
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """Vectors (..., H) of ids (...)."""
@@ -84,9 +82,11 @@ class ActiveEmbedding(nn.Module):
 
     @torch.no_grad()
     def fill(self, table: nn.Embedding) -> None:
-        """Turn the base model's `table` into the whole trained one."""
-        table.weight.copy_(self.decayed(table.weight))
-        table.weight[self.active.to(table.weight.device)] = self.weight
+        """Turn the base model's `table`, which may be on another device, into the whole one."""
+        kept = self.kept.to(table.weight.device)
+        for rows in table.weight.split(8192):  # fp64 takes memory
+            rows.copy_((rows.double() * kept).to(rows.dtype))
+        table.weight[self.active.to(kept.device)] = self.weight.to(kept.device)
 
 
 class _CpuLookup(torch.autograd.Function):

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Write a checkpoint of XLM-R base's shape (278 M parameters) with random weights.
+"""Write a checkpoint of XLM-R's shape, base (278 M parameters) or large, with random weights.
 
-usage: base_shape.py TOKENIZER_FOLDER OUT_FOLDER
+usage: base_shape.py TOKENIZER_FOLDER OUT_FOLDER [large]
 
 For questions of speed and memory, to which the weights' values do not matter.
 """
@@ -11,9 +11,16 @@ import sys
 import torch
 from transformers import AutoTokenizer, XLMRobertaConfig, XLMRobertaForSequenceClassification
 
+LARGE = {
+    "hidden_size": 1024,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "intermediate_size": 4096,
+}
 
-def main(tokenizer_folder: str, out: str) -> None:
-    """The configuration as published for xlm-roberta-base."""
+
+def main(tokenizer_folder: str, out: str, size: str = "base") -> None:
+    """The configuration as published for xlm-roberta-base or xlm-roberta-large."""
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     torch.manual_seed(0)
     config = XLMRobertaConfig(
@@ -24,6 +31,7 @@ def main(tokenizer_folder: str, out: str) -> None:
         bos_token_id=tokenizer.bos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
+        **(LARGE if size == "large" else {}),
     )
     model = XLMRobertaForSequenceClassification(config)
     model.save_pretrained(out)
@@ -32,6 +40,6 @@ def main(tokenizer_folder: str, out: str) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
+    if len(sys.argv) not in (3, 4) or sys.argv[3:] not in ([], ["base"], ["large"]):
         raise SystemExit(__doc__)
     main(*sys.argv[1:])

@@ -9,6 +9,10 @@ from errors import Refusal
 from optimizer import make_optimizer, update
 
 
+def held(job, optimizer):
+    return checkpoint.tensors(job.model, optimizer, copy=False)
+
+
 @pytest.fixture
 def saved(small, tmp_path):
     """Two checkpoints of a model that has taken a step, and what they hold."""
@@ -18,7 +22,7 @@ def saved(small, tmp_path):
         parameter.grad = torch.ones_like(parameter)
     update(optimizer, 1.0)
     for step in (3, 7):
-        checkpoint.save(tmp_path, job.model, optimizer, {"step": step})
+        checkpoint.save(tmp_path, held(job, optimizer), {"step": step})
     return tmp_path, job, optimizer
 
 
@@ -65,7 +69,7 @@ def test_no_valid_checkpoint_is_66_and_none_at_all_is_a_beginning(saved, tmp_pat
 def test_pruning_keeps_the_newest_and_the_best(saved):
     root, job, optimizer = saved
     for step in (8, 9):
-        checkpoint.save(root, job.model, optimizer, {"step": step})
+        checkpoint.save(root, held(job, optimizer), {"step": step})
     checkpoint.prune(root, 1, best=root / "step-00000003")
     assert [p.name for p in checkpoint.listed(root)] == ["step-00000003", "step-00000009"]
 
@@ -78,7 +82,7 @@ def test_a_failed_save_leaves_the_older_ones_and_nothing_else(saved, monkeypatch
 
     monkeypatch.setattr(checkpoint, "seal", fail)
     with pytest.raises(Refusal, match="No space left") as refusal:
-        checkpoint.save(root, job.model, optimizer, {"step": 9})
+        checkpoint.save(root, held(job, optimizer), {"step": 9})
     assert refusal.value.exit_code == 73
     assert sorted(p.name for p in root.iterdir()) == ["step-00000003", "step-00000007"]
 

@@ -9,9 +9,10 @@ import tiny
 import torch
 
 import encoder
+from attention import packed_attention
 from batches import Collate, Template
 from optimizer import update
-from packing import Packing, packed_attention
+from packing import Packing
 
 TEMPLATE = Template([0], [2], 1, 512, "head")
 LENGTHS = {
@@ -203,13 +204,27 @@ def test_weights_are_cast_anew_after_an_update():
         assert torch.equal(ours(**batch.inputs).logits, fresh(**batch.inputs).logits)
 
 
-def test_gradient_checkpointing_changes_nothing():
-    _, ours = models()
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_gradient_checkpointing_computes_layers_twice_and_changes_nothing(dropout, monkeypatch):
+    calls, layer = [], encoder._layer
+    monkeypatch.setattr(encoder, "_layer", lambda *a, **k: calls.append(1) or layer(*a, **k))
     batch = Collate(TEMPLATE, "free", True)(texts(LENGTHS["not sorted"]))
-    expected = outcome(ours, batch)
-    ours.gradient_checkpointing_enable({"use_reentrant": False})
-    for one, other in zip(outcome(ours, batch), expected, strict=True):
+    outcomes = []
+    for checkpointing in (False, True):
+        model = tiny.random_model(positions=514, dropout=dropout).train()
+        encoder.install(model, packed=True, first_position=True, checkpointing=checkpointing)
+        torch.manual_seed(3)
+        calls.clear()
+        outcomes.append(outcome(model, batch))
+        assert len(calls) == 2 * (1 + checkpointing)
+    for one, other in zip(*outcomes, strict=True):
         assert torch.equal(one, other)
+
+
+def test_a_packed_batch_moves_to_a_device():
+    batch = Collate(TEMPLATE, "free", True)(texts([9, 8])).to(torch.device("meta"))
+    assert batch.labels.is_meta and batch.inputs["packing"].cu_seqlens.is_meta
+    assert all(batch.inputs[name].is_meta for name in ("input_ids", "position_ids"))
 
 
 def test_positions_of_a_packing():

@@ -5,7 +5,9 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -13,9 +15,15 @@ import tiny
 import torch
 from transformers import pipeline
 
+import batches
+import checkpoint
 import prepare
+import progress
+import results
 import runlog
 import train
+from ddp import process_group
+from errors import CANNOT_WRITE, Refusal
 
 PROGRAM = Path(train.__file__).resolve()
 
@@ -254,3 +262,93 @@ def logits(folder: Path) -> dict[str, np.ndarray]:
             "many": train.evaluate(job, job.corpus.train, world),
             "few": train.evaluate(few, few.corpus.validation, world),
         }
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(small, plain, monkeypatch):
+    """Each writing waits until the next step is done: in step with training it would never end."""
+    monkeypatch.setattr(progress, "writes_in_background", lambda device: True)
+    updated, waited = threading.Event(), []
+    tensors, save, update = checkpoint.tensors, checkpoint.save, train.update
+
+    def copied(*arguments, **options):
+        updated.clear()
+        return tensors(*arguments, **options)
+
+    def slow(root, files, state):
+        if state["step"] < 10:  # no step follows the last one
+            waited.append(updated.wait(timeout=20))
+        return save(root, files, state)
+
+    def step(*arguments):
+        result = update(*arguments)
+        updated.set()
+        return result
+
+    monkeypatch.setattr(checkpoint, "tensors", copied)
+    monkeypatch.setattr(checkpoint, "save", slow)
+    monkeypatch.setattr(train, "update", step)
+    assert tiny.run(arguments(small, "behind", checkpoint__every=4)) == 0
+    assert waited and all(waited)
+    assert files(small / "runs" / "behind") == files(plain)
+
+
+def test_control_a_copy_is_saved_not_what_training_changes(small, plain, monkeypatch):
+    monkeypatch.setattr(progress, "writes_in_background", lambda device: True)
+    assert tiny.run(arguments(small, "copied", checkpoint__every=1)) == 0
+    steps = [weights_at(small / "runs" / "copied", step) for step in range(1, 11)]
+    assert len(set(steps)) == 10
+    assert steps[4] == weights_at(plain, 5)
+
+
+def weights_at(folder: Path, step: int) -> bytes:
+    return (folder / "checkpoints" / f"step-{step:08d}" / "model.safetensors").read_bytes()
+
+
+def test_a_checkpoint_that_cannot_be_written_in_the_background_ends_with_73(small, monkeypatch):
+    monkeypatch.setattr(progress, "writes_in_background", lambda device: True)
+
+    def full(root, files, state):
+        raise Refusal(CANNOT_WRITE, f"{root}: cannot be written: No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    assert tiny.run(arguments(small, "full")) == 73
+    assert "No space left" in (small / "runs" / "full" / "train.log").read_text()
+
+
+def logits_after_a_broadcast(folder) -> tuple[np.ndarray, np.ndarray]:
+    """Logits before and after rank 0 has changed its weights and given them to all ranks."""
+    some_for_each = mock.patch.object(batches, "EVAL_TEXTS", 4)
+    with some_for_each, process_group("cpu") as world:
+        job = tiny.make_job(tiny.settings(folder, train__precision="bf16"), world)
+        before = train.evaluate(job, job.corpus.train, world)
+        if world.is_main:
+            with torch.no_grad():
+                for tensor in checkpoint.model_tensors(job.model).values():
+                    tensor.mul_(1.5)
+        for tensor in checkpoint.model_tensors(job.model).values():
+            world.broadcast(tensor)
+        return before, train.evaluate(job, job.corpus.train, world)
+
+
+@pytest.mark.dist
+def test_weights_that_are_broadcast_are_cast_anew_on_every_rank(small):
+    before, alone = logits_after_a_broadcast(small)
+    for _, after in tiny.run_ranks(2, logits_after_a_broadcast, small):
+        assert np.abs(after - alone).max() < 1e-2 < np.abs(before - alone).max()
+
+
+def test_weights_that_change_while_a_run_goes_on_are_refused_at_its_end(small, monkeypatch, capsys):
+    keys = iter(["one", "another"])
+    monkeypatch.setattr(results, "weights_key", lambda source: next(keys))
+    assert tiny.run(arguments(small, "moved")) == 66
+    assert "has other weights than when the run began" in capsys.readouterr().err
+    keys = iter(["one", "one"])
+    assert tiny.run(arguments(small, "moved")) == 0
+
+
+def test_a_resume_with_another_padding_is_said(small, capsys):
+    assert tiny.run(arguments(small, "padded", speed__padding="batch"), 3) == 75
+    assert tiny.run(arguments(small, "padded")) == 0
+    assert "speed.padding batch -> free" in capsys.readouterr().err
+    refused = arguments(small, "padded", speed__active_vocabulary="false", run__name="padded")
+    assert tiny.run(refused) == 78

@@ -48,7 +48,9 @@ def trained(folder, arguments, world=None, root=None) -> dict[str, np.ndarray]:
     sampler, texts = job.sampler(world.rank), Texts(job.corpus.train, job.template)
     for step in range(STEPS):
         if step == RESUMED and root:
-            saved = checkpoint.save(root, job.model, optimizer, {"step": step})
+            saved = checkpoint.save(
+                root, checkpoint.tensors(job.model, optimizer, copy=False), {"step": step}
+            )
             job = tiny.make_job(arguments, world)
             optimizer = make_optimizer(job.model, job.cfg.optimizer)
             checkpoint.load(saved, job.model, optimizer)
