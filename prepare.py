@@ -143,8 +143,7 @@ def set_determinism(cfg: Config, device: torch.device) -> None:
     torch.backends.cudnn.benchmark = False
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    # use_deterministic_algorithms does the same, but imports torch's compiler, which takes seconds.
-    torch.set_deterministic_debug_mode("error" if cfg.run.deterministic else "default")
+    torch.use_deterministic_algorithms(cfg.run.deterministic)
     torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs time
 
 

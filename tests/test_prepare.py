@@ -1,5 +1,10 @@
 """What does not fit a GPU is cut finer, with room for gradients and moments; the update stays."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import tiny
 import torch
@@ -50,3 +55,17 @@ def test_a_resume_keeps_the_smaller_cut_and_says_so(small):
     assert prepare.keep_cut(job, 1024, said.append).cfg.train.micro_batch_tokens == 1024
     assert prepare.keep_cut(job, 65536, said.append).cfg.train.micro_batch_tokens == 8192
     assert "this run had 65,536 before" in said[1] and "1,024" in said[0]
+
+
+def test_check_does_not_import_scikit_learn_once_the_data_is_cached(small):
+    tiny.make_job(tiny.settings(small))  # fills the cache: the baseline is scikit-learn's
+    code = (
+        "import sys, train\n"
+        "code = train.main(sys.argv[1:])\n"
+        "print(code, 'sklearn' in sys.modules)\n"
+    )
+    arguments = ["--config", os.devnull, "--check", *tiny.settings(small)]
+    command = [sys.executable, "-c", code, *arguments]
+    root = Path(prepare.__file__).parent
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "0 False", done.stdout + done.stderr
