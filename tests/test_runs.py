@@ -245,23 +245,24 @@ def test_a_model_overfits_sixteen_texts_and_the_pipeline_gives_its_logits(tmp_pa
 
 @pytest.mark.dist
 def test_evaluation_counts_every_text_once_for_any_number_of_ranks(small):
-    one = logits(small)
+    one = logits(small, 256)
     for size in (2, 4):
-        for theirs in tiny.run_ranks(size, logits, small):
+        for theirs in tiny.run_ranks(size, logits, small, 4):
             for name, array in theirs.items():
-                assert np.abs(array - one[name]).max() < 1e-5
+                assert np.abs(array - one[name]).max() < 1e-5, name
                 assert len(array) == len(one[name])
 
 
-def logits(folder: Path) -> dict[str, np.ndarray]:
-    """Logits of the training texts and of fewer texts than ranks."""
-    with train.process_group("cpu") as world:
-        job = tiny.make_job(tiny.settings(folder), world)
+def logits(folder: Path, texts: int) -> dict[str, np.ndarray]:
+    """Logits in batches of so many texts, with each saving; and of fewer texts than ranks."""
+    found = {}
+    with mock.patch.object(batches, "EVAL_TEXTS", texts), process_group("cpu") as world:
+        for name, speed in tiny.SAVINGS.items():
+            job = tiny.make_job(tiny.settings(folder, **speed), world)
+            found[name] = train.evaluate(job, job.corpus.train, world)
         few = tiny.make_job(tiny.settings(folder, data__limit=3, data__leaks="keep"), world)
-        return {
-            "many": train.evaluate(job, job.corpus.train, world),
-            "few": train.evaluate(few, few.corpus.validation, world),
-        }
+        found["few"] = train.evaluate(few, few.corpus.validation, world)
+    return found
 
 
 def test_training_goes_on_while_a_checkpoint_is_written(small, plain, monkeypatch):
