@@ -48,13 +48,12 @@ def trained(folder, arguments, world=None, root=None) -> dict[str, np.ndarray]:
     sampler, texts = job.sampler(world.rank), Texts(job.corpus.train, job.template)
     for step in range(STEPS):
         if step == RESUMED and root:
-            saved = checkpoint.save(
-                root, checkpoint.tensors(job.model, optimizer, copy=False), {"step": step}
-            )
+            held = checkpoint.tensors(job.model, optimizer, copy=False)
+            saved = checkpoint.save(root / str(world.rank), held, {"step": step})
             job = tiny.make_job(arguments, world)
             optimizer = make_optimizer(job.model, job.cfg.optimizer)
             checkpoint.load(saved, job.model, optimizer)
-            model = job.model
+            model = world.wrap(job.model)
         batches = [job.collate([texts[i] for i in m]) for m in sampler.micro_batches(step)]
         set_lr(optimizer, step, job.steps, job.cfg.schedule.min_lr_ratio)
         train.backward(model, batches, len(sampler.global_batch(step)), step, job, world)
@@ -68,9 +67,9 @@ def trained(folder, arguments, world=None, root=None) -> dict[str, np.ndarray]:
     return result | {"active": active, "base": job.base_model().state_dict()[TABLE].numpy()}
 
 
-def of_ranks(folder, arguments) -> dict[str, np.ndarray]:
+def of_ranks(folder, arguments, root=None) -> dict[str, np.ndarray]:
     with process_group("cpu") as world:
-        return trained(folder, arguments, world)
+        return trained(folder, arguments, world, root)
 
 
 def reference(base: np.ndarray, lr: float = 1e-3, decay: float = 0.1) -> np.ndarray:
@@ -94,7 +93,7 @@ def test_trained_rows_and_all_else_are_bit_identical_without_clipping(small, tmp
         ours = trained(small, arguments(small, True), root=tmp_path)
         whole = trained(small, arguments(small, False))
     else:
-        ours = tiny.run_ranks(2, of_ranks, small, arguments(small, True))[0]
+        ours = tiny.run_ranks(2, of_ranks, small, arguments(small, True), tmp_path)[0]
         whole = tiny.run_ranks(2, of_ranks, small, arguments(small, False))[0]
     active, idle = ours["active"], idle_rows(ours)
     for name in set(whole) - {TABLE, "active"}:
