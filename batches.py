@@ -233,9 +233,9 @@ def cut(
     *,
     is_packed: bool = False,
 ) -> list[list[int]]:
-    """Micro-batches of similar lengths, longest first: at most so many texts and so many tokens,
+    """Micro-batches of similar lengths, longest first, of at most so many texts and tokens.
 
-    padding included, unless they are packed. A single text over the cap is one of its own.
+    Tokens count with their padding, if any. A single text over the cap is one of its own.
     """
     batches: list[list[int]] = []
     tokens = 0  # of the last one

@@ -83,11 +83,11 @@ def _layer(
             packing.starts if packing else torch.arange(0, len(rows), shape[1], device=rows.device)
         )
         residual = rows[first]  # (B, H)
-        query, key, value = *products.query(residual), *products.key_value(rows)
+        projections = *products.query(residual), *products.key_value(rows)
     else:
         residual = rows
-        query, key, value = products.query_key_value(rows)
-    context = _attend(attention.self, query, key, value, attention_mask, packing, shape)
+        projections = products.query_key_value(rows)
+    context = _attend(attention.self, projections, attention_mask, packing, shape[0])
     rows = _add_norm(attention.output, products.attended(context)[0], residual)
     inner = layer.intermediate.intermediate_act_fn(products.inner(rows)[0])
     rows = _add_norm(layer.output, products.outer(inner)[0], rows)
@@ -107,23 +107,20 @@ def _checkpointed(
 
 def _attend(
     attention: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
+    projections: tuple[Tensor, Tensor, Tensor],
     mask: Tensor | None,
     packing: Packing | None,
-    shape: torch.Size,
+    batch: int,
 ) -> Tensor:
-    """Attention by the model's implementation: query (T or B, H), key and value (T, H)."""
+    """Attention by the model's implementation of q (T or B, H), k and v (T, H)."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     name = attention.config._attn_implementation
-    batch = shape[0]
     query, key, value = (
         x.view(batch, -1, attention.num_attention_heads, attention.attention_head_size).transpose(
             1, 2
         )
-        for x in (query, key, value)
+        for x in projections
     )
     if packing is None and mask is not None:
         mask = mask[:, :, : query.shape[2]]

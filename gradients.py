@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 def memory(parameter: nn.Parameter) -> Tensor:
     """A tensor like `parameter` for a backward to fill and return as its gradient."""
-    if parameter.grad is None and getattr(parameter, "spare", None) is not None:
-        spare, parameter.spare = parameter.spare, None
+    spare, parameter.spare = getattr(parameter, "spare", None), None  # `release` gives it back
+    if spare is not None:
         return spare.detach()  # a tensor that nobody else holds is taken by autograd as it is
-    parameter.spare = None  # so that `release` keeps it from now on
     return torch.empty_like(parameter)
 
 

@@ -62,7 +62,7 @@ class Workload:
 
 
 class Estimate:
-    """Predicts a run's length from its first steps, whose cost goes with their padded tokens."""
+    """Predicts a run's length from its first steps, whose cost goes with their tokens."""
 
     def __init__(self, work: Workload):
         self._work = work

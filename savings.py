@@ -31,7 +31,7 @@ def install(
         speed = dataclasses.replace(speed, padding=padding, first_position=False)
         if speed != wanted:
             known = ", ".join(encoder.ARCHITECTURES)
-            say(f"  {model.config.model_type}: texts are padded; without are {known} classifiers")
+            say(f"  {model.config.model_type}: texts are padded; without padding: {known}")
     if speed.active_vocabulary and is_reducible(model):
         dressing = [*template.prefix, *template.suffix, template.pad_id]
         active = np.union1d(_tokens(corpus.train), dressing)

@@ -506,7 +506,7 @@ def summary(rows: list[dict], args: argparse.Namespace) -> None:
                 f"  bytes received a step, both ranks together: {trials[0]['bytes'] / 1e6:.0f} MB"
             )
     if flops and "ours" in by:
-        steps = [r for r in by["ours"]]
+        steps = by["ours"]
         tokens = sum(r["tokens"] for r in steps) / sum(len(r["seconds"]) for r in steps)
         trained, encoder = steps[0]["trained"], steps[0]["encoder"]
         products = 6 * encoder * tokens / flops

@@ -168,6 +168,17 @@ def test_attentions_gradient_with_dropout_is_that_of_finite_differences():
         assert torch.autograd.gradcheck(attend, inputs)
 
 
+def test_the_gradient_through_dropout_and_layer_norm_is_that_of_finite_differences():
+    shapes = [(5, 8), (5, 8), (8,), (8,)]
+    inputs = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in shapes]
+
+    def add_norm(x, residual, weight, bias):
+        torch.manual_seed(0)
+        return encoder._AddNorm.apply(x, residual, weight, bias, 1e-5, 0.3)
+
+    assert torch.autograd.gradcheck(add_norm, inputs)
+
+
 def test_bf16_is_as_near_to_fp32_as_the_padded_path():
     plain, ours = models()
     rows = texts(LENGTHS["all kinds"])

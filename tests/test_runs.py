@@ -291,14 +291,8 @@ def test_training_goes_on_while_a_checkpoint_is_written(small, plain, monkeypatc
     assert tiny.run(arguments(small, "behind", checkpoint__every=4)) == 0
     assert waited and all(waited)
     assert files(small / "runs" / "behind") == files(plain)
-
-
-def test_control_a_copy_is_saved_not_what_training_changes(small, plain, monkeypatch):
-    monkeypatch.setattr(progress, "writes_in_background", lambda device: True)
-    assert tiny.run(arguments(small, "copied", checkpoint__every=1)) == 0
-    steps = [weights_at(small / "runs" / "copied", step) for step in range(1, 11)]
-    assert len(set(steps)) == 10
-    assert steps[4] == weights_at(plain, 5)
+    # What was written after step 6 is the state of step 5, not what training made of it.
+    assert weights_at(small / "runs" / "behind", 5) == weights_at(plain, 5)
 
 
 def weights_at(folder: Path, step: int) -> bytes:

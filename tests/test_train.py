@@ -161,6 +161,14 @@ def test_clipping_is_by_the_global_norm_and_gives_torchs_update():
     assert torch.equal(ours, theirs) and (float(norm), float(skipped)) == (5.0, 0.0)
 
 
+def test_a_gradient_below_the_limit_is_not_scaled():
+    (ours, a), (theirs, b) = an_optimizer([0.3, 0.4, 0.0]), an_optimizer([0.3, 0.4, 0.0])
+    b.param_groups[0]["eps"] = a.param_groups[0]["eps"] = 1.0  # or the step has no scale
+    norm, _ = update(a, 1.0)
+    b.step()
+    assert torch.equal(ours, theirs) and float(norm) == 0.5
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("max_norm", [1.0, None])
 def test_an_update_that_is_not_finite_is_skipped_and_counted(bad, max_norm):

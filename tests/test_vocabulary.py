@@ -9,7 +9,7 @@ import torch
 from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
-    BertForSequenceClassification,
+    GPT2Config,
     XLMRobertaForMaskedLM,
 )
 
@@ -162,24 +162,29 @@ def test_which_tables_can_be_reduced():
     )
 
 
-def test_another_architecture_trains_padded_with_the_active_vocabulary(small, tmp_path, capsys):
-    cfg = BertConfig(
-        vocab_size=len(tiny.make_job(arguments(small, False)).tokenizer),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        max_position_embeddings=66,
-        pad_token_id=1,
-    )
+SHAPES = {
+    "bert": (BertConfig, {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64}),
+    "gpt2": (GPT2Config, {"n_embd": 32, "n_layer": 2, "n_head": 4}),  # its table knows no padding
+}
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_another_architecture_trains_padded_with_the_active_vocabulary(
+    small, tmp_path, capsys, kind
+):
+    make, shape = SHAPES[kind]
+    vocabulary = len(tiny.make_job(arguments(small, False)).tokenizer)
+    heads = {"num_attention_heads": 4} if kind == "bert" else {}
+    positions = {"max_position_embeddings": 66, "vocab_size": vocabulary, "pad_token_id": 1}
+    cfg = make(**shape, **heads, **positions)
     for file in (small / "model").glob("tokenizer*"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    BertForSequenceClassification(cfg).save_pretrained(tmp_path)
-    name = {"run__name": "bert", "model__name": tmp_path, "speed__padding": "free"}
+    AutoModelForSequenceClassification.from_config(cfg).save_pretrained(tmp_path)
+    name = {"run__name": kind, "model__name": tmp_path, "speed__padding": "free"}
     assert tiny.run(arguments(small, True, **name)) == 0
     said = capsys.readouterr().err
     assert "texts are padded" in said and "token embeddings are trained" in said
-    folder = small / "runs" / "bert"
+    folder = small / "runs" / kind
     assert "padding: batch" in (folder / "config.yaml").read_text()
     best = AutoModelForSequenceClassification.from_pretrained(folder / "best")
-    assert best.get_input_embeddings().weight.shape == (cfg.vocab_size, 32)
+    assert best.get_input_embeddings().weight.shape == (vocabulary, 32)
