@@ -1,0 +1,165 @@
+"""Files that others may have touched: read with care, replaced whole, held by one process.
+
+Nothing here waits for a FIFO, follows a link to write, or reads more than it was asked to.
+"""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, BinaryIO
+
+from errors import CANNOT_WRITE, Refusal, printable
+
+MAX_JSON = 64 << 20  # bytes; ours have at most a few MB
+KINDS = (
+    (stat.S_ISDIR, "is a folder"),
+    (stat.S_ISLNK, "is a link"),
+    (stat.S_ISFIFO, "is a FIFO"),
+    (stat.S_ISSOCK, "is a socket"),
+)
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """A regular file to be read, or the null device, which is an empty one.
+
+    Raises OSError, its `strerror` saying what the path is instead.
+    """
+    try:
+        # Without O_NONBLOCK a FIFO would be waited for until somebody writes to it.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except ValueError:  # a NUL in its name
+        raise OSError(errno.EINVAL, "is no file name") from None
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode) and found.st_rdev != os.stat(os.devnull).st_rdev:
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, f"{_kind(found.st_mode)}; expected a regular file")
+    return open(descriptor, "rb")
+
+
+def _kind(mode: int) -> str:
+    return next((words for test, words in KINDS if test(mode)), "is a device")
+
+
+def read_bytes(path: str | Path, limit: int) -> bytes:
+    """A regular file's bytes; OSError if there are more than `limit` of them."""
+    with open_regular(path) as file:
+        raw = file.read(limit + 1)
+    if len(raw) > limit:
+        raise OSError(errno.EFBIG, f"has more than {limit:,} bytes")
+    return raw
+
+
+def read_json(path: Path) -> dict | None:
+    """The object in a JSON file, or None if there is no such file or it holds something else."""
+    try:
+        value = json.loads(read_bytes(path, MAX_JSON))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def open_own(path: Path, mode: str) -> IO:
+    """A file of ours to be written, "w", "wb", "a" or "ab"; OSError if it is a link or no file."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    flags |= os.O_APPEND if "a" in mode else os.O_TRUNC
+    descriptor = os.open(path, flags, 0o666)
+    found = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(found):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, f"{_kind(found)}; expected a regular file")
+    # The log counts on each write reaching the system, or failing, when it is made.
+    options = {"buffering": 0} if mode == "ab" else {}
+    return open(descriptor, mode, encoding=None if "b" in mode else "utf-8", **options)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file in one step and durably: a reader sees the old one or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open_own(temporary, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    fsync_folder(path.parent)
+
+
+def write_json(path: Path, value: object) -> None:
+    """`write_text` of JSON."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def publish(temporary: Path, folder: Path) -> None:
+    """Rename a finished folder to its final name, durably."""
+    fsync_folder(temporary)
+    temporary.rename(folder)
+    fsync_folder(folder.parent)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Return once a folder's entries are on disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def writing(path: Path, *others: type[Exception]) -> Iterator[None]:
+    """What goes wrong with the disk within is Refusal 73, naming `path`; `others` count as such."""
+    try:
+        yield
+    except (OSError, *others) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise Refusal(
+            CANNOT_WRITE, f"{printable(path, 300)}: cannot be written: {reason}"
+        ) from None
+
+
+def refuse_links(folder: Path) -> None:
+    """Refusal 73 if something in our `folder` is neither a file nor a folder: never written to."""
+    for entry in os.scandir(folder):
+        mode = entry.stat(follow_symlinks=False).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            where = printable(entry.path, 300)
+            raise Refusal(CANNOT_WRITE, f"{where}: {_kind(mode)}, which is not written through")
+
+
+def hold(path: Path) -> IO | None:
+    """The file, locked by this process until it is closed; None if another process holds it.
+
+    lockf, as flock would outlive us in forked workers. A path that was unlinked while it was locked
+    would be nobody's: it is then made and locked anew. Raises OSError if it cannot be made.
+    """
+    while True:
+        file = open_own(path, "a")
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                return file
+        except FileNotFoundError:
+            pass
+        except (BlockingIOError, PermissionError):  # which of the two depends on the system
+            file.close()
+            return None
+        file.close()
+
+
+def sweep(folder: Path, pattern: str = ".*") -> None:
+    """Delete the temporaries that a killed process left in a folder which only we write to."""
+    for path in folder.glob(pattern):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
