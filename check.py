@@ -1,5 +1,6 @@
 """Try everything that a run needs without training: `train.py --check`."""
 
+import os
 import time
 
 import results
@@ -16,7 +17,8 @@ def check(cfg: Config, world: World, console: Console, *, strict: bool) -> int:
     if world.size > 1:
         raise Refusal(USAGE, "--check is for one process; torchrun is not needed")
     job = prepare(cfg, world, console.say, strict=strict)
-    probe = results.probe_directory(job)
+    is_first = int(os.environ.get("NODE_RANK") or 0) == 0  # the machine that has the run
+    probe = results.probe_directory(job) if is_first else "the run is on the first machine"
     texts = longest_micro_batch(job)
     try_pass(job, texts, world.device)  # the first pass allocates; the second is the one to time
     began = time.perf_counter()

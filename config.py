@@ -6,6 +6,7 @@ type, so `2e-5` is a number and `yes` as a label stays the word that was written
 
 import dataclasses
 import difflib
+import errno
 import json
 import math
 import re
@@ -18,9 +19,11 @@ from pathlib import Path
 import yaml
 
 from errors import BAD_CONFIG, MISSING, Refusal, printable
+from files import read_bytes
 
 MAX_BYTES = 1 << 20  # a configuration of over 1 MiB is a mistake or an attack
 MAX_DEPTH = 8  # of YAML, ours needs 3; thousands of levels hang PyYAML, or exhaust the stack
+MAX_EVENTS = 10_000  # of YAML, ours has 250; half a million values take PyYAML a minute
 
 
 def key(default, *, low=None, high=None, above=None, choices=None, alters=True):
@@ -41,7 +44,7 @@ class RunConfig:
     deterministic: bool = key(True)
     device: str = key("auto", choices=("auto", "cpu", "cuda"), alters=False)
     resume: str = key("auto", choices=("auto", "never"), alters=False)
-    timeout_s: int = key(1800, low=1, alters=False)
+    timeout_s: int = key(1800, low=1, high=10**7, alters=False)
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ class TrainConfig:
     """One update and how many of them."""
 
     epochs: float = key(5.0, above=0, high=10_000)
-    max_steps: int | None = key(None, low=1)
+    max_steps: int | None = key(None, low=1, high=10**9)
     global_batch_size: int = key(32, low=1, high=1 << 20)
     micro_batch_size: int | str = key("auto", low=1, choices=("auto",), alters=False)
     micro_batch_tokens: int | str = key("auto", low=8, choices=("auto",), alters=False)
@@ -130,7 +133,7 @@ class LogConfig:
     """How often the log gets a line."""
 
     every: int = key(10, low=1, alters=False)
-    hardware_s: float = key(10.0, above=0, alters=False)
+    hardware_s: float = key(10.0, above=0, high=10**6, alters=False)
 
 
 @dataclass(frozen=True)
@@ -159,6 +162,9 @@ class Config:
     log: LogConfig = field(default_factory=LogConfig)
     speed: SpeedConfig = field(default_factory=SpeedConfig)
 
+
+OF_A_MACHINE = ("data.train", "data.validation", "data.test", "data.cache_dir", "data.workers")
+OF_A_MACHINE += ("model.name", "run.dir", "log.hardware_s")  # the content counts, not the path
 
 # Settings as other trainers call them (transformers' TrainingArguments, Lightning).
 ELSEWHERE = {
@@ -267,6 +273,11 @@ def altering(cfg: Config) -> dict[str, object]:
     return {name: v for name, v in flatten(cfg).items() if known[name].metadata["alters"]}
 
 
+def shared(cfg: Config) -> dict[str, object]:
+    """The settings that every rank must have alike: all but what a machine has for itself."""
+    return {name: v for name, v in flatten(cfg).items() if name not in OF_A_MACHINE}
+
+
 def dump(cfg: Config) -> str:
     """YAML that `load` reads back to an equal Config."""
     return yaml.safe_dump(json.loads(json.dumps(dataclasses.asdict(cfg))), sort_keys=False)
@@ -276,13 +287,12 @@ def _read_yaml(path: Path) -> Iterator[tuple[str, tuple[yaml.Node, str]]]:
     """Full key -> (node, where it stands) of a YAML file of two levels."""
     shown = printable(path, 200)
     try:
-        raw = path.read_bytes()
+        raw = read_bytes(path, MAX_BYTES)
     except FileNotFoundError:
         raise Refusal(MISSING, f"{shown}: no such configuration file") from None
     except OSError as error:
-        raise Refusal(MISSING, f"{shown}: {error.strerror}") from None
-    if len(raw) > MAX_BYTES:
-        raise Refusal(BAD_CONFIG, f"{shown}: {len(raw)} bytes; a configuration has at most 1 MiB")
+        code = BAD_CONFIG if error.errno == errno.EFBIG else MISSING
+        raise Refusal(code, f"{shown}: {error.strerror}") from None
     root = _compose(raw, shown)
     if root is None:
         return
@@ -318,22 +328,31 @@ def _compose(raw: bytes, where: str) -> yaml.Node | None:
     """The node tree of one YAML document without anchors, aliases or tags."""
     try:
         text = raw.decode("utf-8-sig")
-        depth = 0
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            line = event.start_mark.line + 1
+        depth = documents = 0
+        for number, event in enumerate(yaml.parse(text, Loader=yaml.SafeLoader)):
             depth += isinstance(event, yaml.CollectionStartEvent)
             depth -= isinstance(event, yaml.CollectionEndEvent)
-            if depth > MAX_DEPTH:
-                raise Refusal(BAD_CONFIG, f"{where} line {line}: nested too deeply")
-            if getattr(event, "anchor", None) or getattr(event, "tag", None):
-                raise Refusal(BAD_CONFIG, f"{where} line {line}: anchors and tags are not accepted")
+            documents += isinstance(event, yaml.DocumentStartEvent)
+            is_shared = getattr(event, "anchor", None) or getattr(event, "tag", None)
+            faults = {
+                "nested too deeply": depth > MAX_DEPTH,
+                "anchors and tags are not accepted": is_shared,
+                "a second document begins; expected one": documents > 1,
+                "more values than a configuration can have": number > MAX_EVENTS,
+            }
+            for fault in (words for words, is_so in faults.items() if is_so):
+                line = event.start_mark.line + 1
+                raise Refusal(BAD_CONFIG, f"{where} line {line}: {fault}")
         return yaml.compose(text, Loader=yaml.SafeLoader)
     except UnicodeDecodeError as error:
         raise Refusal(BAD_CONFIG, f"{where}: not UTF-8 at byte {error.start}") from None
-    except yaml.YAMLError as error:
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise Refusal(BAD_CONFIG, f"{where} line {line}: {printable(error.reason)}") from None
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # not its own for "\UFFFFFFFF"
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or getattr(error, "reason", "not YAML")
+        problem = getattr(error, "problem", None) or error
         raise Refusal(BAD_CONFIG, f"{where}{line}: {printable(problem)}") from None
 
 
@@ -448,6 +467,7 @@ def _scalar(node: yaml.Node, kind: type) -> object:
     if kind is str:
         if "\0" in text:  # no file name, and a crash where one is opened
             raise ValueError("expected a text without NUL")
+        text.encode()  # ValueError for half a surrogate pair, which no log and no YAML can hold
         return text
     if kind is bool:
         words = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}

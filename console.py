@@ -6,6 +6,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from errors import printable
+from files import open_own
+
+MAX_LINE = 2000  # characters
+
 
 class Console:
     """Lines and a progress bar on standard error; silent on ranks other than 0."""
@@ -19,14 +24,15 @@ class Console:
     def record(self, path: Path) -> None:
         """From now on keep the lines in `path` too, those said so far included."""
         if self._speaks and self._file is None:
-            self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
+            self._file = open_own(path, "ab")
             for line in self._early:
                 self._write(line)
 
     def say(self, line: str) -> None:
-        """One line for the user."""
+        """One line for the user; what it quotes of data and names cannot steer the terminal."""
         if not self._speaks:
             return
+        line = printable(line, MAX_LINE)
         with contextlib.suppress(OSError):  # the terminal may be gone; the run goes on
             tqdm.write(line, file=sys.stderr)
             sys.stderr.flush()
@@ -35,18 +41,18 @@ class Console:
         else:
             self._write(line)
 
-    def end(self, line: str, *, is_shown: bool) -> None:
+    def end(self, text: str, *, is_shown: bool) -> None:
         """Why the program ends: in the file, and on the terminal if no other rank has said so."""
-        with contextlib.suppress(OSError):  # neither may hide the exit code
+        text = "\n".join(printable(line, MAX_LINE) for line in text.split("\n"))
+        with contextlib.suppress(OSError):  # it may not hide the exit code
             if is_shown:
-                print(line, file=sys.stderr, flush=True)
-        with contextlib.suppress(OSError):
-            if self._file is not None:
-                self._write(line)
+                print(text, file=sys.stderr, flush=True)
+        if self._file is not None:
+            self._write(text)
 
-    def _write(self, line: str) -> None:
-        self._file.write(line + "\n")
-        self._file.flush()
+    def _write(self, text: str) -> None:
+        with contextlib.suppress(OSError):  # a full disk costs lines, not the run
+            self._file.write(text.encode(errors="backslashreplace") + b"\n")
 
     def start_bar(self, done: int, total: int) -> None:
         """A bar over `total` steps where standard error is a terminal."""

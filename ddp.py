@@ -2,18 +2,23 @@
 
 import contextlib
 import datetime
+import hashlib
 import inspect
 import json
 import os
+import socket
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from errors import UNAVAILABLE, Refusal
+from errors import CRASH, STOPPED, UNAVAILABLE, Refusal
+from signals import Stopped, StopRequest
+from watch import Watch
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,7 @@ class World:
     local_rank: int
     size: int
     device: torch.device
+    stop: StopRequest = field(default_factory=StopRequest)
 
     @property
     def is_main(self) -> bool:
@@ -72,14 +78,38 @@ class World:
         return self.together(action if acts else lambda: None)
 
     def together(self, action: Callable[[], object]) -> object:
-        """`action()` on every rank; if any refuses, all do."""
+        """`action()` on every rank; if any refuses, all do. Before training a signal ends it."""
         result, refusal = None, None
         try:
-            result = action()
+            with self.stop.at_once():
+                result = action()
         except Refusal as error:
             refusal = error
+        except Stopped as stopped:
+            refusal = Refusal(STOPPED, str(stopped))
         self.agree(refusal)
         return result
+
+    def require_same(self, exit_code: int, **values: object) -> None:
+        """Refusal if some rank has another value than rank 0; None on a rank is not compared.
+
+        Machines that differ in code, settings or data would train on without a word.
+        """
+        if self.size == 1:
+            return
+        ours = {name: _digest(value) for name, value in values.items()}
+        theirs = self.share(ours)
+
+        def compare() -> None:
+            for name, value in values.items():
+                if value is not None and theirs[name] != ours[name]:
+                    raise Refusal(
+                        exit_code,
+                        f"rank {self.rank} on {socket.gethostname()} has other {name} than rank 0: "
+                        f"hash {ours[name]}, not {theirs[name]}; they must be the same everywhere",
+                    )
+
+        self.together(compare)
 
     def agree(self, refusal: Refusal | None) -> None:
         """Raise on every rank if any rank refuses, with the message of the first that does."""
@@ -145,12 +175,19 @@ def nvidia_driver() -> str | None:
     return next((w for w in words if w[:1].isdigit() and "." in w), "of unknown version")
 
 
+def _digest(value: object) -> str:
+    raw = json.dumps(value, sort_keys=True, default=str).encode()
+    return hashlib.sha256(raw).hexdigest()[:12]
+
+
 @contextlib.contextmanager
-def process_group(device: str = "auto", timeout_s: int = 1800) -> Iterator[World]:
+def process_group(
+    device: str = "auto", timeout_s: int = 1800, stop: StopRequest | None = None
+) -> Iterator[World]:
     """The World of this process, from torchrun's environment; alone if there is none.
 
     The group is torn down after success and agreed ends only: after an error that can hang and
-    hide the cause.
+    hide the cause. If the error is that others do not answer, Refusal 70 names them.
     """
     rank = int(os.environ.get("RANK", 0))
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
@@ -158,17 +195,40 @@ def process_group(device: str = "auto", timeout_s: int = 1800) -> Iterator[World
     place = pick_device(device, local_rank)
     if place.type == "cuda":
         torch.cuda.set_device(place)
-    if size > 1:
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo",
-            timeout=datetime.timedelta(seconds=timeout_s),
-        )
+    world = World(rank, local_rank, size, place, stop or StopRequest())
+    if size == 1:
+        yield world
+        return
+    timeout = datetime.timedelta(seconds=timeout_s)
+    store, _, _ = next(rendezvous("env://", rank, size, timeout=timeout))
+    backend = "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+    watch = Watch(store, rank, size, world.stop)
+    watch.start()
     try:
-        yield World(rank, local_rank, size, place)
-    except Refusal as error:
-        if size > 1 and error.is_agreed:
-            dist.destroy_process_group()
-        raise
-    if size > 1:
+        yield world
         dist.barrier()
+    except Refusal as error:
+        if not error.is_agreed:
+            watch.tell_failure()
+            raise
         dist.destroy_process_group()
+        raise
+    except Exception as error:
+        watch.tell_failure()
+        silent = watch.silent() if _is_of_a_peer(error) else []
+        if silent:
+            raise Refusal(
+                CRASH,
+                f"no sign of life from {', '.join(silent)}: stopped, killed or cut off; the others "
+                f"waited at most run.timeout_s={timeout_s} s",
+            ) from error
+        raise
+    finally:
+        watch.close()
+    dist.destroy_process_group()
+
+
+def _is_of_a_peer(error: Exception) -> bool:
+    """Whether a collective failed, which is another rank's fault; gloo has no type for that."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)

@@ -78,20 +78,27 @@ def open_own(path: Path, mode: str) -> IO:
     return open(descriptor, mode, encoding=None if "b" in mode else "utf-8", **options)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace a file in one step and durably: a reader sees the old one or the new one."""
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[IO[str]]:
+    """A text file that takes the place of `path` once all is written, in one step and durably."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open_own(temporary, "w") as file:
-            file.write(text)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError:
+    except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
     fsync_folder(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file: a reader sees the old one or the new one."""
+    with replacing(path) as file:
+        file.write(text)
 
 
 def write_json(path: Path, value: object) -> None:
@@ -156,9 +163,9 @@ def hold(path: Path) -> IO | None:
         file.close()
 
 
-def sweep(folder: Path, pattern: str = ".*") -> None:
-    """Delete the temporaries that a killed process left in a folder which only we write to."""
-    for path in folder.glob(pattern):
+def sweep(folder: Path) -> None:
+    """Delete the `.name.pid` that a killed process left in a folder which only we write to."""
+    for path in folder.glob(".*.[0-9]*"):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:

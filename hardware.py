@@ -1,8 +1,10 @@
 """What the machine is doing: GPUs through NVML, CPU and memory from the system. No torch here."""
 
 import os
+import shutil
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 GIB = 1 << 30
 
@@ -81,18 +83,31 @@ def _meminfo() -> dict[str, int]:
     return {row[0].rstrip(":"): int(row[1]) * 1024 for row in rows if len(row) > 1}
 
 
-class Recorder(threading.Thread):
-    """Hands what the machine does to `write` every `every_s` seconds until `stop`."""
+def free_gib(folder: Path) -> float | None:
+    """What may still be written where `folder` is, or None if it is gone."""
+    try:
+        return round(shutil.disk_usage(folder).free / GIB, 2)
+    except OSError:
+        return None
 
-    def __init__(self, write: Callable[[dict[str, object]], None], every_s: float):
+
+class Recorder(threading.Thread):
+    """Hands what the machine does to `write` every `every_s` seconds until `stop`.
+
+    With the space that is left where `folder` is.
+    """
+
+    def __init__(
+        self, write: Callable[[dict[str, object]], None], every_s: float, folder: Path | None
+    ):
         super().__init__(daemon=True, name="hardware")
-        self._write, self._every_s = write, every_s
+        self._write, self._every_s, self._folder = write, every_s, folder
         self._ended = threading.Event()
 
     def run(self) -> None:
         """The thread's body."""
         while not self._ended.wait(self._every_s):
-            self._write({"gpus": gpus()[0], **system()})
+            self._write({"gpus": gpus()[0], **system(), "disk_free_gib": free_gib(self._folder)})
 
     def stop(self) -> None:
         """End the thread and wait for it."""

@@ -3,12 +3,14 @@
 
 usage: launch.py [config.yaml] [--check] [--strict] [section.key=value ...]
 
-From the environment: NPROC (processes on this machine; default: one for each visible GPU), and for
-several machines NNODES, NODE_RANK and RDZV_ENDPOINT (host:port of the first, the same on all).
+From the environment: NPROC (processes on this machine; default: one for each visible GPU),
+MAX_RESTARTS (of all processes after one was lost; default 3), and for several machines NNODES,
+NODE_RANK and RDZV_ENDPOINT (host:port of the first, the same on all).
 No torch here: this process stays beside the ranks and must hold no memory of theirs.
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import re
@@ -23,6 +25,7 @@ from pathlib import Path
 
 import config
 import hardware
+import signals
 from errors import CRASH, OK, STOPPED, USAGE, Refusal, printable
 
 ROOT = Path(__file__).resolve().parent
@@ -35,6 +38,8 @@ LEFT_OVER = (
     "WORLD_SIZE",
     "EXIT_CODE_FILE",
     "CHECK_WORLD_SIZE",
+    "LAUNCHER_PID",
+    "TORCHELASTIC_RESTART_COUNT",
 )  # of a launcher around us
 ASK_TORCH = """
 import json, torch
@@ -51,6 +56,7 @@ class Plan:
     nodes: int = 1
     node: int = 0
     endpoint: str = ""
+    restarts: int = 3  # of the processes, each from the newest checkpoint
 
 
 def parse(argv: list[str]) -> tuple[str, list[str], list[str]]:
@@ -80,6 +86,7 @@ def make_plan(environ: dict[str, str], gpus: int) -> Plan:
         nodes=number("NNODES", 1, 1),
         node=number("NODE_RANK", 0, 0),
         endpoint=environ.get("RDZV_ENDPOINT", ""),
+        restarts=number("MAX_RESTARTS", Plan.restarts, 0),
     )
     if plan.node >= plan.nodes:
         raise Refusal(USAGE, f"NODE_RANK: {plan.node} is not below NNODES, which is {plan.nodes}")
@@ -180,7 +187,8 @@ class Supervisor:
         """End all at once. torchrun gives each rank a session, and so a group, of its own."""
         self.killed = True
         if self._process is not None and self._process.returncode is None:
-            for pid in (*children(self._process.pid), self._process.pid):
+            # torchrun first, which would start anew what it sees ending.
+            for pid in (self._process.pid, *children(self._process.pid)):
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(pid, signal.SIGKILL)
 
@@ -200,6 +208,7 @@ def torchrun(plan: Plan) -> list[str]:
         command += ["--master-addr", host.strip("[]"), "--master-port", port]
     else:
         command += ["--standalone"]
+    command += ["--max-restarts", str(plan.restarts)]
     # Newer than some torch that we run on. Its text is read, as importing it takes seconds.
     source = Path(find_spec("torch").submodule_search_locations[0], "distributed", "run.py")
     known = source.read_text(encoding="utf-8")
@@ -227,12 +236,13 @@ def launch_ranks(plan: Plan, arguments: list[str]) -> int:
             [*torchrun(plan), TRAIN, *arguments],
             is_torchrun=True,
             EXIT_CODE_FILE=str(told),
+            LAUNCHER_PID=str(os.getpid()),
             HF_HUB_OFFLINE="1",  # the check has fetched everything
         )
         if supervisor.killed:
             raise Refusal(128 + signal.SIGINT, "ended at once; the last checkpoint stands")
-        if told.exists():
-            return int(told.read_text())
+        for end in Path(folder).iterdir():  # of the last start; the one before is deleted by it
+            return int(end.read_text())
     if code != OK and supervisor.stopped_by:  # before a rank could listen
         raise Refusal(STOPPED, f"stopped by {supervisor.stopped_by}; run the same command to go on")
     return OK if code == OK else CRASH
@@ -248,6 +258,10 @@ def main(argv: list[str]) -> int:
         cfg = config.load(path, overrides)
         gpus = visible_gpus() if cfg.run.device != "cpu" else []
         plan = make_plan(os.environ, len(gpus))
+        if (
+            cfg.run.resume == "never"
+        ):  # a restart would begin a run beside the one it is to go on with
+            plan = dataclasses.replace(plan, restarts=0)
         print(f"hardware: {describe(gpus)}", file=sys.stderr, flush=True)
         for name in LEFT_OVER:
             os.environ.pop(name, None)
@@ -256,6 +270,7 @@ def main(argv: list[str]) -> int:
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
         arguments = ["--config", path, *flags, *overrides]
         if "--check" in flags or plan.processes * plan.nodes == 1:
+            signals.hold()  # train.py takes what comes meanwhile, as what is held stays so
             os.execv(sys.executable, [sys.executable, TRAIN, *arguments])
         return launch_ranks(plan, arguments)
     except Refusal as error:

@@ -21,6 +21,8 @@ from tqdm.utils import disp_trim
 
 import hardware
 from errors import MISSING, OK, USAGE, printable
+from files import read_json
+from runlog import number
 
 LOG = "metrics.jsonl"
 EVERY_S = 1.0
@@ -51,8 +53,8 @@ class Follower:
         *whole, self._torn = (self._torn + data).split(b"\n")
         new = [e for e in map(_parse, whole) if isinstance(e.get("event"), str)]
         for event in new:
-            if event["event"] == "resume" and (step := _number(event.get("step", 0))) is not None:
-                self.events = [e for e in self.events if (_number(e.get("step")) or 0) <= step]
+            if event["event"] == "resume" and (step := number(event.get("step", 0))) is not None:
+                self.events = [e for e in self.events if (number(e.get("step")) or 0) <= step]
             self.events.append(event)
         return new
 
@@ -71,17 +73,11 @@ def _parse(line: bytes) -> dict:
     return value if isinstance(value, dict) else {}
 
 
-def _number(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return float(value) if abs(value) < 1e300 else None  # nor NaN, infinite, too long for a float
-
-
 def _show(record: object, *names: str, form: str | None = None) -> str:
     for name in names:
         record = record.get(name) if isinstance(record, dict) else None
     if form is not None:
-        record = None if (number := _number(record)) is None else format(number, form)
+        record = None if (value := number(record)) is None else format(value, form)
     return "n/a" if record is None else str(record)
 
 
@@ -91,12 +87,9 @@ def _show(record: object, *names: str, form: str | None = None) -> str:
 def status(run: Path, log: Follower) -> dict:
     """run_state.json, or the log's end where that is newer; a trainer that is gone is "dead"."""
     for _ in range(2):  # a trainer may end between the look at its file and that at its process
-        try:
-            state = _parse((run / "run_state.json").read_bytes())
-        except OSError:
-            state = {}
+        state = read_json(run / "run_state.json") or {}
         end = log.last("end")
-        if (_number(end.get("time")) or 0) > (_number(state.get("time")) or 0):
+        if (number(end.get("time")) or 0) > (number(state.get("time")) or 0):
             state |= end
         state["is_here"] = state.get("host") == socket.gethostname()
         if state.get("status") != "running" or not state["is_here"]:
@@ -140,7 +133,7 @@ def _bar(start: dict, step: dict, width: int, *, has_time_left: bool) -> str:
     # No tqdm object: that goes by its own clock, which knows nothing of a run joined late.
     steps = start.get("steps") if isinstance(start.get("steps"), dict) else {}
     values = (step.get("step"), steps.get("total_steps"), step.get("step_s"))
-    done, total, step_s = (_number(value) or 0 for value in values)
+    done, total, step_s = (number(value) or 0 for value in values)
     if not 0 <= done <= total or not 0 < total < 1e12:
         return f"progress  step {_show(step, 'step', form='.0f')} of n/a"
     return tqdm.format_meter(
@@ -176,7 +169,7 @@ def _machine(log: Follower, *, is_live: bool) -> Iterator[str]:
         gpus, why = hardware.gpus()
         record = {"gpus": gpus, **hardware.system()}
     else:
-        logged = _number(record.get("time"))
+        logged = number(record.get("time"))
         age = "n/a" if logged is None else f"{(time.time() - logged) / 60:.1f} min ago"
     gpus = record.get("gpus") if isinstance(record.get("gpus"), list) else []
     load, cores = _show(record, "load", form=".2f"), _show(record, "cores", form=".0f")
@@ -202,7 +195,7 @@ def _memory(record: object) -> str:
 def plain_line(event: dict) -> str:
     """One event on a line: its name and every single value."""
     shown = (
-        f"{k} {_show(event, k, form=None if _number(v) is None else '.6g')}"
+        f"{k} {_show(event, k, form=None if number(v) is None else '.6g')}"
         for k, v in event.items()
         if k not in ("event", "time") and not isinstance(v, dict | list)
     )

@@ -19,7 +19,7 @@ from batches import Collate, StepSampler, Template, Texts, cut, evaluation_batch
 from config import Config
 from corpus import Corpus, TokenisedSplit, content_key, load_corpus, training_texts
 from ddp import World
-from errors import BAD_CONFIG, BAD_DATA, Refusal, printable
+from errors import BAD_CONFIG, BAD_DATA, MISSING, Refusal, printable
 from meter import Workload
 from schedule import StepPlan, plan_steps
 
@@ -108,6 +108,7 @@ def prepare(cfg: Config, world: World, say: Callable[[str], None], *, strict: bo
         say(
             f"  no data.validation: {corpus.report['held_out']:,} training rows are held out for it"
         )
+    world.require_same(BAD_DATA, data=corpus.key)
     check_metric(cfg, corpus)
     _check_known_labels(cfg, corpus)
     template = models.template(tokenizer, cfg.data.max_length, cfg.data.truncation)
@@ -117,6 +118,8 @@ def prepare(cfg: Config, world: World, say: Callable[[str], None], *, strict: bo
             source, corpus.label_names, tokenizer, max_length=cfg.data.max_length, seed=cfg.run.seed
         )
     )
+    of_machine = models.weights_key(source) if world.size > 1 and world.local_rank == 0 else None
+    world.require_same(MISSING, weights=of_machine)
     speed = savings.install(classifier, cfg.speed, corpus, template, say)
     cfg = dataclasses.replace(cfg, speed=speed)
     classifier.to(world.device)

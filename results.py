@@ -1,5 +1,7 @@
 """What a run reports: scores beside baselines, its start, its final files, how it failed."""
 
+import contextlib
+import hashlib
 import json
 import os
 import platform
@@ -24,11 +26,13 @@ from console import Console
 from corpus import TokenisedSplit
 from ddp import World
 from errors import CANNOT_WRITE, CRASH, MISSING, OK, STOPPED, Refusal, printable
+from files import read_json, replacing, write_json, write_text, writing
 from model import weights_key
 from prepare import Job
 from progress import Progress
 from rundir import RunDir
-from runlog import RunLog, lines
+from runlog import RunLog, lines, number
+from signals import Stopped
 
 
 def score_split(job: Job, split: TokenisedSplit, logits: np.ndarray) -> dict[str, object]:
@@ -81,7 +85,7 @@ def open_directory(job: Job) -> RunDir:
     keep = job.cfg.checkpoint.keep
     kept = 3 if keep == "all" else keep + 2  # the best one and the one being written beside them
     parameters = sum(p.numel() for p in job.model.parameters())
-    there = sum(p.stat().st_size for p in run.checkpoints.glob("step-*/*"))
+    there = sum(p.lstat().st_size for p in run.checkpoints.glob("step-*/*"))
     needed = max(0, parameters * checkpoint.BYTES_PER_PARAMETER * kept - there)
     free = shutil.disk_usage(run.path).free
     if free < needed:
@@ -101,17 +105,19 @@ def probe_directory(job: Job) -> str:
     line = finished_line(run) or (
         f"run {run.path}: " + ("would go on" if checkpoint.listed(run.checkpoints) else "new")
     )
-    run.close()
-    if there is None or run.path not in there:
-        shutil.rmtree(run.path)
+    if there is not None and run.path in there:
+        run.close()
+    else:
+        run.remove()
         if there is None:
-            root.rmdir()
+            with contextlib.suppress(OSError):  # another run is in it by now
+                root.rmdir()
     return line
 
 
 def finished_line(run: RunDir) -> str | None:
     """What to say of a run that is finished already, or None."""
-    final = checkpoint.read_json(run.path / "results.json")
+    final = read_json(run.path / "results.json")
     if run.state().get("status") != "completed" or final is None:
         return None
     return f"{run.path} is finished: {_headline(final)}; run.resume=never begins a new one"
@@ -119,12 +125,13 @@ def finished_line(run: RunDir) -> str | None:
 
 def start(job: Job, run: RunDir, log: RunLog, console: Console, world: World) -> None:
     """Write what this run is: the files, the log's start event, and the lines on the terminal."""
-    console.record(run.path / "train.log")
     begun = run.state().get("status")
-    run.set_state("running")
-    (run.path / "config.yaml").write_text(config.dump(job.cfg), encoding="utf-8")
-    checkpoint.write_json(run.path / "data_report.json", job.corpus.report)
-    _warn_of_another_machine(job, run, log, console, world)
+    with writing(run.path):
+        console.record(run.path / "train.log")
+        run.set_state("running")
+        write_text(run.path / "config.yaml", config.dump(job.cfg))
+        write_json(run.path / "data_report.json", job.corpus.report)
+    _warn_of_changes(job, run, log, console, world)
     scores = score_baselines(job, job.corpus.validation)
     counts = {"train": len(job.corpus.train)} | {
         name: len(split) for name, split in job.corpus.evaluated().items()
@@ -170,25 +177,33 @@ def _millions(parameters: int, trained: int) -> str:
     return f"{parameters / 1e6:.1f} M parameters{rest}"
 
 
-def _warn_of_another_machine(
-    job: Job, run: RunDir, log: RunLog, console: Console, world: World
-) -> None:
-    """Say so if this start's environment is not that of the run's last one."""
+def _warn_of_changes(job: Job, run: RunDir, log: RunLog, console: Console, world: World) -> None:
+    """Say what differs from the run's last start: what alters the bytes, and what does not."""
     starts = [e for e in lines(run.path / "metrics.jsonl") if e["event"] == "start"]
     if not starts:
         return
-    names = ("speed.padding", "speed.first_position")  # which alter the dropout masks
-    before = starts[-1].get("environment", {}) | starts[-1].get("config", {})
-    now = environment(world) | config.flatten(job.cfg)
-    changed = [
-        f"{name} {printable(before.get(name))} -> {printable(now[name])}"
-        for name in ("device", "world_size", "threads", "versions", *names)
-        if before.get(name) != now[name]
+    kept = [starts[-1].get(name) for name in ("environment", "config")]
+    before, settings = (value if isinstance(value, dict) else {} for value in kept)
+    # These two alter the dropout masks; what else alters a result was refused by the identity.
+    names = ("speed.padding", "speed.first_position")
+    cfg = config.flatten(job.cfg)
+    now = environment(world) | {name: cfg.pop(name) for name in names}
+    before |= {name: settings.get(name) for name in names}
+    known = ("device", "world_size", "threads", "versions", *names)
+    told = [
+        ("environment", "going on otherwise, so the bytes may differ", known, now, before),
+        ("settings", "going on with other settings, same result", cfg, cfg, settings),
     ]
-    if changed:
-        message = f"going on otherwise, so the bytes may differ: {', '.join(changed)}"
-        console.say(f"  {message}")
-        log.write("warning", code="environment", message=message)
+    for code, what, compared, new, old in told:
+        changed = [
+            f"{name} {printable(old.get(name))} -> {printable(new[name])}"
+            for name in compared
+            if json.dumps(old.get(name)) != json.dumps(new[name])
+        ]
+        if changed:
+            message = f"{what}: {', '.join(changed)}"
+            console.say(f"  {message}")
+            log.write("warning", code=code, message=message)
 
 
 def device_name(device: torch.device) -> str:
@@ -210,6 +225,14 @@ def environment(world: World) -> dict[str, object]:
         "world_size": world.size,
         "threads": torch.get_num_threads(),
     }
+
+
+def code_key() -> str:
+    """A hash of this program's source, which is to be the same on every machine of a run."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).resolve().parent.glob("*.py")):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def _commit() -> str | None:
@@ -252,40 +275,43 @@ def finish(
             "began; put the first ones back and run the same command to finish",
         )
     savings.restore(job.model, job.base_model)
-    checkpoint.export(job.model.eval(), job.tokenizer, run.path / "best")
-    splits = job.corpus.evaluated()
-    final = {
-        "best_step": progress.best_step,
-        "metric": job.cfg.evaluation.metric,
-        "steps": progress.step,
-        "skipped_steps": progress.skipped,
-        "reason": reason,
-        "from_scratch": job.source.is_scratch,
-        "seconds": round(training_seconds(run), 1),
-    }
-    for name, split in splits.items():
-        scores = score_split(job, split, logits[name])
-        final[name] = scores | {"baselines": score_baselines(job, split)}
-        _write_predictions(run.path / "predictions" / f"{name}.jsonl", job, split, logits[name])
-    checkpoint.write_json(run.path / "results.json", final)
-    wrong = checkpoint.fault(run.path / "best")
-    if wrong:
-        raise Refusal(CANNOT_WRITE, f"{run.path / 'best'}: {wrong}")
-    log.write(
-        "end",
-        status="completed",
-        reason=reason,
-        best=metrics.natural(job.cfg.evaluation.metric, progress.best),
-        best_step=progress.best_step,
-        seconds=final["seconds"],
-        results=final,
-    )
-    run.set_state("completed", exit_code=OK, reason=reason)
-    if job.cfg.checkpoint.keep != "all":  # last: a run killed here is complete already
-        shutil.rmtree(run.checkpoints, ignore_errors=True)
-        (run.path / "best.json").unlink(missing_ok=True)
+    with writing(run.path):
+        checkpoint.export(job.model.eval(), job.tokenizer, run.path / "best")
+        (run.path / "predictions").mkdir(exist_ok=True)
+        final = {
+            "best_step": progress.best_step,
+            "metric": job.cfg.evaluation.metric,
+            "steps": progress.step,
+            "skipped_steps": progress.skipped,
+            "reason": reason,
+            "from_scratch": job.source.is_scratch,
+            "seconds": round(training_seconds(run), 1),
+        }
+        for name, split in job.corpus.evaluated().items():
+            scores = score_split(job, split, logits[name])
+            final[name] = scores | {"baselines": score_baselines(job, split)}
+            path = run.path / "predictions" / f"{name}.jsonl"
+            _write_predictions(path, job, split, logits[name])
+        write_json(run.path / "results.json", final)
+        wrong = checkpoint.fault(run.path / "best")
+        if wrong:
+            raise Refusal(CANNOT_WRITE, f"{run.path / 'best'}: {wrong}")
+        log.write(
+            "end",
+            status="completed",
+            reason=reason,
+            best=metrics.natural(job.cfg.evaluation.metric, progress.best),
+            best_step=progress.best_step,
+            seconds=final["seconds"],
+            results=final,
+        )
+        log.sync()
+        run.set_state("completed", exit_code=OK, reason=reason)
+        if job.cfg.checkpoint.keep != "all":  # last: a run killed here is complete already
+            checkpoint.delete(run.checkpoints)
+            (run.path / "best.json").unlink(missing_ok=True)
     console.say(f"done: {reason}; best at step {progress.best_step}")
-    for name in splits:
+    for name in job.corpus.evaluated():
         console.say(f"  {_split_line(name, final[name])}")
     console.say(f"  model in {run.path / 'best'}, scores in {run.path / 'results.json'}")
 
@@ -293,12 +319,15 @@ def finish(
 def training_seconds(run: RunDir) -> float:
     """Seconds that a run's processes worked, from its log; pauses between them do not count."""
     total, previous = 0.0, None
-    for event in lines(run.path / "metrics.jsonl"):
-        moment = event.get("time")
+    events = [*lines(run.path / "metrics.jsonl"), {"event": "now", "time": time.time()}]
+    for event in events:
+        moment = number(event.get("time"))
+        if moment is None:
+            continue
         if previous is not None and event["event"] != "start":
-            total += moment - previous
+            total += max(0.0, moment - previous)  # a clock may be set back
         previous = moment
-    return total + (time.time() - previous if previous is not None else 0.0)
+    return total
 
 
 def _split_line(name: str, scores: Mapping[str, object]) -> str:
@@ -311,21 +340,21 @@ def _split_line(name: str, scores: Mapping[str, object]) -> str:
     return f"{name} macro-F1 " + ", ".join(parts)
 
 
-def _figure(scores: Mapping[str, object], name: str) -> str:
-    return "n/a" if scores[name] is None else f"{scores[name]:.3f}"
+def _figure(scores: object, name: str) -> str:
+    value = number(scores.get(name)) if isinstance(scores, dict) else None
+    return "n/a" if value is None else f"{value:.3f}"
 
 
 def _headline(final: Mapping[str, object]) -> str:
     name = "test" if "test" in final else "validation"
-    return f"{name} macro-F1 {_figure(final[name], 'f1_macro')}"
+    return f"{name} macro-F1 {_figure(final.get(name), 'f1_macro')}"
 
 
 def _write_predictions(path: Path, job: Job, split: TokenisedSplit, logits: np.ndarray) -> None:
     """A line a text: row of the file, label, prediction, probabilities, slices."""
-    path.parent.mkdir(exist_ok=True)
     names = job.corpus.label_names
     probability = metrics.softmax(logits)
-    with open(path, "w", encoding="utf-8") as file:
+    with replacing(path) as file:
         for i in range(len(split)):
             record = {
                 "row": int(split.rows[i]),
@@ -339,7 +368,7 @@ def _write_predictions(path: Path, job: Job, split: TokenisedSplit, logits: np.n
 
 def record_failure(run: RunDir, log: RunLog, error: BaseException) -> None:
     """Leave the reason in the log and in run_state.json; whatever else failed, keep quiet here."""
-    code = error.exit_code if isinstance(error, Refusal) else CRASH
+    code = STOPPED if isinstance(error, Stopped) else getattr(error, "exit_code", CRASH)
     status = "preempted" if code == STOPPED else "failed"
     reason = str(error).strip().split("\n")[0] or type(error).__name__
     try:

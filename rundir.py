@@ -1,10 +1,11 @@
 """A run's directory: what it is called, who holds it, and whether to begin, go on or be done."""
 
-import fcntl
+import errno
 import hashlib
 import json
 import os
 import re
+import shutil
 import socket
 import time
 from dataclasses import dataclass
@@ -12,10 +13,11 @@ from pathlib import Path
 from typing import IO
 
 import config
-from checkpoint import read_json, write_json
 from config import Config
-from errors import BAD_CONFIG, CANNOT_WRITE, UNAVAILABLE, Refusal, printable
+from errors import BAD_CONFIG, CANNOT_WRITE, CRASH, UNAVAILABLE, Refusal, printable
+from files import hold, read_json, refuse_links, sweep, write_json, writing
 
+MAX_STARTS = 2  # after the same checkpoint, once torchrun restarts: a third would crash again
 MAX_NAMED = 3  # settings that an automatic name shows
 # Of no interest there: the seed has a place of its own, the others follow from data and machine.
 UNNAMED = ("run.seed", "train.precision", "data.text_column", "data.label_column")
@@ -29,10 +31,20 @@ class RunDir:
     identity: dict[str, object]
     _lock: IO
 
+    def __post_init__(self) -> None:
+        starts = self.state().get("starts")
+        self._starts = starts if isinstance(starts, dict) else {}
+
     @property
     def checkpoints(self) -> Path:
         """Where the checkpoints are."""
         return self.path / "checkpoints"
+
+    @property
+    def key(self) -> str:
+        """A hash of the identity, for what outlives run_state.json."""
+        raw = json.dumps(self.identity, sort_keys=True).encode()
+        return hashlib.sha256(raw).hexdigest()[:24]
 
     def state(self) -> dict[str, object]:
         """run_state.json, empty before the first start."""
@@ -47,7 +59,7 @@ class RunDir:
         return tokens if isinstance(tokens, int) else None
 
     def set_state(self, status: str, *, exit_code: int | None = None, reason: str = "") -> None:
-        """Record running, completed, preempted or failed."""
+        """Record running, completed, preempted or failed; OSError if that cannot be written."""
         write_json(
             self.path / "run_state.json",
             {
@@ -57,13 +69,44 @@ class RunDir:
                 "host": socket.gethostname(),
                 "exit_code": exit_code,
                 "time": round(time.time(), 3),
+                "starts": self._starts,
                 "identity": self.identity,
             },
         )
 
+    def begin_at(self, step: int) -> None:
+        """Note that training goes on after `step`; Refusal 70 if restarts only repeat a crash."""
+        times = self._starts.get("times") if self._starts.get("step") == step else 0
+        times = times + 1 if restarts() and isinstance(times, int) else 1
+        if times > MAX_STARTS:
+            raise Refusal(
+                CRASH,
+                f"{times - 1} starts crashed without a checkpoint beyond step {step}; not started "
+                "again: what is shown above the first time is the cause",
+            )
+        self._starts = {"step": step, "times": times}
+        with writing(self.path):
+            self.set_state("running")
+
+    def check_held(self) -> None:
+        """OSError if the directory was removed or replaced while this process held it."""
+        there = os.stat(self.path / "lock", follow_symlinks=False)
+        if not os.path.samestat(there, os.fstat(self._lock.fileno())):
+            raise OSError(errno.ESTALE, "another directory has taken its place")
+
+    def remove(self) -> None:
+        """Delete the directory, still held, and let go of it."""
+        shutil.rmtree(self.path)
+        self.close()
+
     def close(self) -> None:
         """Let go of the directory."""
         self._lock.close()
+
+
+def restarts() -> int:
+    """How often torchrun has started these ranks again."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0)
 
 
 def identity(cfg: Config, *, data_key: str, model_key: str) -> dict[str, object]:
@@ -108,25 +151,35 @@ def open_run(cfg: Config, who: dict[str, object]) -> RunDir:
     if cfg.run.resume == "never":
         name = _free_name(root, name)
     path = root / name
+    shown = printable(path, 300)
+    if path.is_symlink():
+        raise Refusal(CANNOT_WRITE, f"{shown}: is a link, which is not written through")
+    with writing(path):
+        lock = None
+        while lock is None:
+            path.mkdir(parents=True, exist_ok=True)
+            try:
+                lock = hold(path / "lock")
+            except FileNotFoundError:  # a check has just removed what it had made
+                continue
+            if lock is None:
+                raise Refusal(UNAVAILABLE, f"{shown}: another trainer holds this run directory")
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock = open(path / "lock", "a")  # noqa: SIM115  held until the process ends
-    except OSError as error:
-        raise Refusal(CANNOT_WRITE, f"{path}: cannot be written: {error.strerror}") from None
-    try:
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+        run = RunDir(path, json.loads(json.dumps(who)), lock)
+        begun = run.state().get("identity")
+        if isinstance(begun, dict) and begun != run.identity:
+            raise Refusal(
+                BAD_CONFIG,
+                f"run.name: {shown} was begun with {_difference(begun, run.identity)}; "
+                "choose another name or set run.resume=never",
+            )
+        for folder in (path, run.checkpoints, path / "predictions"):
+            if folder.exists():
+                refuse_links(folder)
+                sweep(folder)
+    except BaseException:
         lock.close()
-        raise Refusal(UNAVAILABLE, f"{path}: another trainer holds this run directory") from None
-    run = RunDir(path, json.loads(json.dumps(who)), lock)
-    begun = run.state().get("identity")
-    if begun and begun != run.identity:
-        run.close()
-        raise Refusal(
-            BAD_CONFIG,
-            f"run.name: {path} was begun with {_difference(begun, run.identity)}; "
-            "choose another name or set run.resume=never",
-        )
+        raise
     return run
 
 
@@ -138,11 +191,16 @@ def _free_name(root: Path, name: str) -> str:
 
 
 def _difference(begun: dict, now: dict) -> str:
-    old, new = begun.get("settings", {}), now["settings"]
+    old, new = begun.get("settings"), now["settings"]
+    old = old if isinstance(old, dict) else {}
     changed = [
         f"{name}={printable(old.get(name), 30)}, not {printable(new.get(name), 30)}"
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name)
     ]
-    changed += [f"other {what}" for what in ("data", "model") if begun.get(what) != now[what]]
+    changed += [
+        f"other {what} (hash {printable(begun.get(what), 30)}, not {now[what]})"
+        for what in ("data", "model")
+        if begun.get(what) != now[what]
+    ]
     return "; ".join(changed)

@@ -1,5 +1,6 @@
 """Write and read `metrics.jsonl`: one JSON object a line, append-only, flushed. No torch here."""
 
+import contextlib
 import json
 import math
 import os
@@ -7,6 +8,11 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+from files import open_own, open_regular
+
+MAX_UNWRITTEN = 64 << 20  # bytes kept while the disk is full
+MAX_LINE = 16 << 20  # bytes; a `start` event of a thousand labels has less than one MB
 
 # Fields that two runs of the same bytes may differ in: clocks, and what the machine did meanwhile.
 VOLATILE = frozenset(
@@ -16,17 +22,20 @@ VOLATILE = frozenset(
 
 
 class RunLog:
-    """Appends events to a log; `RunLog(None)` takes them and keeps nothing (ranks other than 0)."""
+    """Appends events to a log; `RunLog(None)` takes them and keeps nothing (ranks other than 0).
+
+    On a full disk lines are kept until there is room: training goes on, `sync` fails.
+    """
 
     def __init__(self, path: Path | None):
         self._lock = threading.Lock()  # the hardware thread writes too
         self._file = None
+        self._unwritten = b""
         self.continues = path is not None and path.exists() and path.stat().st_size > 0
         if path is not None:
             torn = self.continues and not _ends_with_newline(path)
-            self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
-            if torn:
-                self._file.write("\n")
+            self._file = open_own(path, "ab")
+            self._unwritten = b"\n" if torn else b""
 
     def write(self, event: str, **values: object) -> None:
         """One line: the event, the time in unix seconds, and the values; flushed to the system."""
@@ -36,14 +45,22 @@ class RunLog:
         record = {"event": event, "time": round(time.time(), 3)} | _finite(values, lost)
         if lost:
             record["nonfinite"] = lost
+        line = json.dumps(record, ensure_ascii=False) + "\n"
         with self._lock:
-            self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
-            self._file.flush()
+            if self._file is not None and len(self._unwritten) < MAX_UNWRITTEN:
+                self._unwritten += line.encode(errors="backslashreplace")
+                with contextlib.suppress(OSError):
+                    self._flush()
+
+    def _flush(self) -> None:
+        while self._unwritten:
+            self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
 
     def sync(self) -> None:
-        """Return once all lines are on disk."""
+        """Return once all lines are on disk; OSError if they cannot be written."""
         with self._lock:
             if self._file is not None:
+                self._flush()
                 os.fsync(self._file.fileno())
 
     def close(self) -> None:
@@ -58,19 +75,29 @@ def read(path: Path) -> list[dict]:
     """The events that hold: torn or foreign lines and what a resume made void are left out."""
     events: list[dict] = []
     for event in lines(path):
-        if event["event"] == "resume":
-            step = event.get("step", 0)
-            events = [e for e in events if e.get("step", 0) <= step]
+        if event["event"] == "resume" and (step := number(event.get("step", 0))) is not None:
+            events = [e for e in events if (number(e.get("step", 0)) or 0) <= step]
         events.append(event)
     return events
 
 
+def number(value: object) -> float | None:
+    """A finite number of an event, which may hold anything; None for what is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if abs(value) < 1e300 else None  # nor NaN, infinite, too long for a float
+
+
 def lines(path: Path) -> Iterator[dict]:
-    """Every well-formed event of a log in the order written."""
-    with open(path, encoding="utf-8", errors="replace") as file:
-        for line in file:
+    """Every well-formed event of a log in the order written; none where there is no log."""
+    try:
+        file = open_regular(path)
+    except FileNotFoundError:
+        return
+    with file:
+        while line := file.readline(MAX_LINE):  # a longer one comes in pieces, none of them whole
             try:
-                event = json.loads(line)
+                event = json.loads(line.decode(errors="replace"))
             except (ValueError, RecursionError):
                 continue
             if isinstance(event, dict) and isinstance(event.get("event"), str):

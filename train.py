@@ -6,7 +6,13 @@ usage: train.py [--config FILE] [--check] [--strict] [section.key=value ...]
 Shapes: B texts of a micro-batch, N examples of a split, K classes.
 """
 
+import signals
+
+if __name__ == "__main__":
+    signals.hold()  # the imports take seconds, in which a signal would kill or show a traceback
+
 import argparse
+import contextlib
 import hashlib
 import os
 import struct
@@ -30,14 +36,15 @@ from config import Config
 from console import Console
 from corpus import TokenisedSplit
 from ddp import World, process_group
-from errors import CRASH, NON_FINITE, OK, STOPPED, USAGE, Refusal
+from errors import BAD_CONFIG, CRASH, NON_FINITE, OK, STOPPED, USAGE, Refusal
 from hardware import Recorder
 from meter import Estimate, Meter, in_words
 from optimizer import make_optimizer, set_lr, update
 from prepare import Job, keep_cut, prepare, workload
 from progress import Progress, Saver, load_best, resume, saving
+from rundir import restarts
 from runlog import RunLog
-from signals import StopRequest, ignore_in_worker
+from signals import Stopped, StopRequest
 
 # --- the loss and one step ------------------------------------------------------------------------
 
@@ -127,6 +134,9 @@ def evaluate_and_judge(job: Job, progress: Progress, world: World) -> dict[str, 
 # --- the loop -------------------------------------------------------------------------------------
 
 
+STOP, SAVE = 2, 1  # what a rank may ask the others for after a step
+
+
 def batches_by_step(
     job: Job, sampler: StepSampler, device: torch.device
 ) -> Iterator[tuple[int, list[MicroBatch], float]]:
@@ -140,11 +150,12 @@ def batches_by_step(
         batch_sampler=sampler,
         collate_fn=job.collate,
         num_workers=workers,
-        worker_init_fn=ignore_in_worker,
+        worker_init_fn=signals.ignore_in_worker,
         pin_memory=device.type == "cuda",
         generator=generator,
     )
-    stream = iter(loader)
+    with signals.held():  # a worker must not die of one before it has learnt to ignore it
+        stream = iter(loader)
     for step in range(sampler.first_step, job.steps.total_steps):
         before = time.perf_counter()
         first = next(stream)  # before it comes, the sampler has counted its step
@@ -153,14 +164,15 @@ def batches_by_step(
 
 
 def train(
-    job: Job, world: World, saver: Saver, log: RunLog, console: Console, stop: StopRequest
+    job: Job, world: World, saver: Saver, log: RunLog, console: Console
 ) -> tuple[Progress, str]:
     """Train to the end, to early stopping or to a stop request; (progress, why it ended).
 
     Begins at the run's newest checkpoint. After each step, in this order: log, evaluate, save,
     stop. What is saved at a step includes its evaluation.
     """
-    cfg, total = job.cfg, job.steps.total_steps
+    cfg, total, stop = job.cfg, job.steps.total_steps, world.stop
+    stop.is_saving_needed = True
     optimizer = make_optimizer(job.model, cfg.optimizer)
     progress = resume(job, optimizer, world, saver.run, log, console)
     model = world.wrap(job.model.train())
@@ -203,13 +215,16 @@ def train(
             log.write("eval", step=progress.step, split="validation", best=is_best, **scores)
             console.say(results.evaluation_line(job, progress, scores))
             meter.restart()
+        asked = STOP if stop.is_set(progress.step) else SAVE * saver.owes(progress.step)
+        asked = world.largest(asked)
         ended = progress.is_over(job)
-        if not ended and world.largest(int(stop.is_set(progress.step))):
+        if not ended and asked == STOP:
             ended = f"stopped by {stop.name or 'a signal on another rank'}"
         improved = progress.best_step == progress.step
-        if ended or improved or due(progress.step, cfg.checkpoint.every, job):
+        if ended or asked or improved or due(progress.step, cfg.checkpoint.every, job):
             progress.skipped += read_and_clear(skipped)
-            world.one_at_first(lambda: saver.save(optimizer, progress))
+            is_last = bool(ended)
+            world.one_at_first(lambda: saver.save(optimizer, progress, is_last=is_last))  # noqa: B023
             meter.restart()
     world.one_at_first(saver.wait)
     console.stop_bar()
@@ -243,10 +258,9 @@ def refuse_nonfinite(progress: Progress, cfg: Config) -> None:
 # --- from the command line to the exit code -------------------------------------------------------
 
 
-def run_training(
-    cfg: Config, world: World, console: Console, stop: StopRequest, *, strict: bool
-) -> int:
+def run_training(cfg: Config, world: World, console: Console, *, strict: bool) -> int:
     """Prepare, train, finish: the exit code. Ends at once if this run is finished already."""
+    world.require_same(BAD_CONFIG, code=results.code_key(), settings=config.shared(cfg))
     job = prepare(cfg, world, console.say, strict=strict)
     run = world.one_at_first(lambda: results.open_directory(job))
     finished = world.share(results.finished_line(run) if run else None)
@@ -257,19 +271,23 @@ def run_training(
     if fitted and cfg.train.micro_batch_tokens == "auto":
         job = keep_cut(job, fitted, console.say)
     log = RunLog(run.path / "metrics.jsonl" if run else None)
-    recorder = Recorder(lambda fields: log.write("hardware", **fields), job.cfg.log.hardware_s)
+    recorder = Recorder(
+        lambda fields: log.write("hardware", **fields),
+        job.cfg.log.hardware_s,
+        run.path if run else None,
+    )
     try:
+        world.one_at_first(lambda: results.start(job, run, log, console, world))
         if run:
-            results.start(job, run, log, console, world)
             recorder.start()
-        with saving(job, run, log, world.device) as saver:
-            progress, reason = train(job, world, saver, log, console, stop)
+        with memory_explained(job.cfg), saving(job, run, log, console, world.device) as saver:
+            progress, reason = train(job, world, saver, log, console)
         if progress.is_over(job) is None:
             again = "run the same command to go on"
             message = f"{reason} after step {progress.step}; {again}"
             raise Refusal(STOPPED, message, is_agreed=True)
         load_best(job, world, run, progress)
-        logits = {name: evaluate(job, s, world) for name, s in job.corpus.evaluated().items()}
+        logits = final_logits(job, world)
         world.one_at_first(
             lambda: results.finish(job, run, log, console, progress, reason=reason, logits=logits)
         )
@@ -284,6 +302,33 @@ def run_training(
         if run:
             run.close()
     return OK
+
+
+def final_logits(job: Job, world: World) -> dict[str, np.ndarray]:
+    """The best model's logits of each split. All is saved: a stop request ends one process here."""
+    world.stop.is_saving_needed = world.size > 1
+    with world.stop.at_once():
+        logits = {name: evaluate(job, s, world) for name, s in job.corpus.evaluated().items()}
+    world.stop.is_saving_needed = True
+    return logits
+
+
+@contextlib.contextmanager
+def memory_explained(cfg: Config) -> Iterator[None]:
+    """Out of memory within is Refusal 70 with the settings that need less."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        # torch has a type of its own for GPUs only.
+        known = (torch.OutOfMemoryError, MemoryError)
+        if not (isinstance(error, known) or "can't allocate memory" in str(error)):
+            raise
+        raise Refusal(
+            CRASH,
+            f"out of memory; lower train.micro_batch_tokens (now {cfg.train.micro_batch_tokens}) "
+            "or data.max_length, or set speed.gradient_checkpointing=true, which change no update: "
+            f"{str(error).strip().partition(chr(10))[0] or type(error).__name__}",
+        ) from error
 
 
 class _Parser(argparse.ArgumentParser):
@@ -306,41 +351,60 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str] | None = None, stop: StopRequest | None = None) -> int:
     """Run one process of a training; the exit code of errors.py."""
     console = Console(speaks=int(os.environ.get("RANK", 0)) == 0)
+    forget_earlier_end()
     try:
         args = parse_arguments(sys.argv[1:] if argv is None else argv)
         cfg = config.load(args.config, args.overrides)
-        if stop is None:
+        if args.check:  # which has nothing to save
+            signals.release()
+        elif stop is None:
             stop = StopRequest()
-            if not args.check:  # which has nothing to save
-                stop.listen()
-        with process_group(cfg.run.device, cfg.run.timeout_s) as world:
+            stop.listen()
+        with process_group(cfg.run.device, cfg.run.timeout_s, stop) as world:
             if args.check:
                 return check(cfg, world, console, strict=args.strict)
-            return run_training(cfg, world, console, stop, strict=args.strict)
+            return run_training(cfg, world, console, strict=args.strict)
+    except Stopped as stopped:
+        return end(Refusal(STOPPED, str(stopped), is_agreed=True), console)
     except Refusal as error:
-        console.end(error.message, is_shown=first_to_end(error.exit_code))
-        # torchrun restarts or reports what ends with an error; an agreed end is none to it, and the
-        # script has the code. One rank's own must end the others, which wait for it.
-        quiet = error.is_agreed and "EXIT_CODE_FILE" in os.environ
-        return OK if quiet else error.exit_code
+        return end(error, console)
     except Exception:
-        first_to_end(CRASH)
-        console.end(traceback.format_exc().rstrip(), is_shown=True)
+        is_first = first_to_end(CRASH)
+        console.end(traceback.format_exc().rstrip(), is_shown=is_first)
         return CRASH
     except KeyboardInterrupt:  # only --check leaves Ctrl-C to Python
         return STOPPED
 
 
+def end(error: Refusal, console: Console) -> int:
+    """Say why the program ends; the exit code.
+
+    torchrun restarts or reports what ends with an error; an agreed end is none to it, and the
+    script has the code. One rank's own must end the others, which wait for it.
+    """
+    console.end(error.message, is_shown=first_to_end(error.exit_code))
+    quiet = error.is_agreed and "EXIT_CODE_FILE" in os.environ
+    return OK if quiet else error.exit_code
+
+
+def forget_earlier_end() -> None:
+    """Delete the exit code of the ranks that torchrun has started these instead of."""
+    if "EXIT_CODE_FILE" in os.environ and restarts():
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(f"{os.environ['EXIT_CODE_FILE']}.{restarts() - 1}")
+
+
 def first_to_end(exit_code: int) -> bool:
     """Leave the exit code in the file that EXIT_CODE_FILE names; whether no other rank had.
 
-    torchrun turns every exit code into 1, so the script that started it reads this file instead.
+    torchrun turns every exit code into 1, so the script that started it reads this file instead:
+    that of the last restart.
     """
     path = os.environ.get("EXIT_CODE_FILE")
-    if path is None:
-        return int(os.environ.get("RANK", 0)) == 0
+    if path is None:  # torchrun without the script: each rank tells its own crash
+        return exit_code == CRASH or int(os.environ.get("RANK", 0)) == 0
     try:
-        with open(path, "x", encoding="ascii") as file:
+        with open(f"{path}.{restarts()}", "x", encoding="ascii") as file:
             file.write(f"{exit_code}\n")
     except FileExistsError:
         return False

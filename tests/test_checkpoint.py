@@ -60,7 +60,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(saved, name, dam
 def test_no_valid_checkpoint_is_66_and_none_at_all_is_a_beginning(saved, tmp_path):
     for folder in checkpoint.listed(saved[0]):
         (folder / "state.json").unlink()
-    with pytest.raises(Refusal, match=r"state\.json is missing") as refusal:
+    with pytest.raises(Refusal, match=r"state\.json: No such file") as refusal:
         checkpoint.newest(saved[0])
     assert refusal.value.exit_code == 66
     assert checkpoint.newest(tmp_path / "nothing") == (None, [])

@@ -161,12 +161,14 @@ def test_one_process_is_train_py_itself_with_the_words_as_they_were(monkeypatch)
     ran = []
     monkeypatch.setattr(os, "execv", lambda path, words: ran.append(words))
     monkeypatch.setattr(launch, "launch_ranks", lambda plan, words: OK)
+    monkeypatch.setattr(launch.signals, "hold", lambda: ran.append("signals held"))
     for name in ("RANK", "OMP_NUM_THREADS", "NPROC"):
         monkeypatch.setenv(name, "1")
     monkeypatch.delenv("OMP_NUM_THREADS")
     launch.main(["run.device=cpu", "--strict", "data.train=" + EVIL])
-    assert ran[0][1:4] == [launch.TRAIN, "--config", "config.yaml"]
-    assert ran[0][4:] == ["--strict", "run.device=cpu", "data.train=" + EVIL]
+    assert ran[0] == "signals held"
+    assert ran[1][1:4] == [launch.TRAIN, "--config", "config.yaml"]
+    assert ran[1][4:] == ["--strict", "run.device=cpu", "data.train=" + EVIL]
     assert "RANK" not in os.environ and os.environ["OMP_NUM_THREADS"] == str(
         launch.hardware.usable_cores()
     )

@@ -1,0 +1,91 @@
+"""A thread in each of many ranks: it tells that its rank lives, and sees when it should not.
+
+Through the store of the process group, beside the collectives, which are silent when they hang.
+"""
+
+import contextlib
+import os
+import socket
+import threading
+import time
+
+from torch.distributed import PrefixStore, Store
+
+from errors import CRASH
+from signals import StopRequest
+
+BEAT_S = 1.0
+LEAVE_S = 20.0  # for a rank to notice by itself that another has crashed; NCCL's kernels do not
+
+
+class Watch(threading.Thread):
+    """Runs until `close`. Asks for a stop when whoever started this rank is gone."""
+
+    def __init__(self, store: Store, rank: int, size: int, stop: StopRequest):
+        super().__init__(daemon=True, name="watch")
+        self._store = PrefixStore("watch", store)
+        self._rank, self._size, self._request = rank, size, stop
+        self._parents = [os.getppid()]
+        if launcher := os.environ.get("LAUNCHER_PID"):
+            self._parents.append(int(launcher))
+        self._closed = threading.Event()
+
+    def run(self) -> None:
+        """The thread's body."""
+        beats, failed_since = 0, None
+        who = f"{socket.gethostname()} {os.getpid()}"
+        while not self._closed.wait(BEAT_S if beats else 0):
+            if os.getppid() != self._parents[0] or not all(map(_exists, self._parents)):
+                self._request.name = self._request.name or "the end of its launcher"
+            beats += 1
+            try:
+                self._store.set(f"rank {self._rank}", f"{beats} {who}")
+                failed = self._store.check(["failed"])
+            except Exception:  # the store went with the launcher
+                continue
+            if failed:
+                failed_since = failed_since or time.monotonic()
+                if time.monotonic() - failed_since > LEAVE_S:
+                    os._exit(CRASH)
+
+    def tell_failure(self) -> None:
+        """Let the other ranks know that this one has crashed."""
+        with contextlib.suppress(Exception):  # the store may be gone, too
+            self._store.set("failed", str(self._rank))
+
+    def silent(self) -> list[str]:
+        """The ranks without a sign of life, as "rank 1 (process 4711 on node3)"; takes seconds."""
+        before = self._beats()
+        time.sleep(4 * BEAT_S)
+        after = self._beats()
+        return [
+            f"rank {rank} (process {beat[2]} on {beat[1]})"
+            for rank, beat in before.items()
+            if rank != self._rank and after.get(rank) == beat
+        ]
+
+    def _beats(self) -> dict[int, list[str]]:
+        found = {}
+        for rank in range(self._size):
+            key = f"rank {rank}"
+            try:
+                if self._store.check([key]):
+                    found[rank] = self._store.get(key).decode().split()
+            except Exception:
+                return {}
+        return found
+
+    def close(self) -> None:
+        """End the thread."""
+        self._closed.set()
+        self.join()
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)  # sends nothing
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
