@@ -15,7 +15,7 @@ from errors import CRASH
 from signals import StopRequest
 
 BEAT_S = 1.0
-LEAVE_S = 20.0  # for a rank to notice by itself that another has crashed; NCCL's kernels do not
+LEAVE_S = 60.0  # to notice by itself that another rank crashed, as those in NCCL do not; to save
 
 
 class Watch(threading.Thread):
@@ -32,17 +32,18 @@ class Watch(threading.Thread):
 
     def run(self) -> None:
         """The thread's body."""
-        beats, failed_since = 0, None
+        beats, failed_since, has_store = 0, None, True
         who = f"{socket.gethostname()} {os.getpid()}"
         while not self._closed.wait(BEAT_S if beats else 0):
             if os.getppid() != self._parents[0] or not all(map(_exists, self._parents)):
                 self._request.name = self._request.name or "the end of its launcher"
             beats += 1
             try:
-                self._store.set(f"rank {self._rank}", f"{beats} {who}")
-                failed = self._store.check(["failed"])
-            except Exception:  # the store went with the launcher
-                continue
+                if has_store:
+                    self._store.set(f"rank {self._rank}", f"{beats} {who}")
+                    failed = self._store.check(["failed"])
+            except Exception:  # it went with its launcher; each further try would print a warning
+                has_store, failed = False, False
             if failed:
                 failed_since = failed_since or time.monotonic()
                 if time.monotonic() - failed_since > LEAVE_S:
@@ -55,9 +56,12 @@ class Watch(threading.Thread):
 
     def silent(self) -> list[str]:
         """The ranks without a sign of life, as "rank 1 (process 4711 on node3)"; takes seconds."""
-        before = self._beats()
-        time.sleep(4 * BEAT_S)
-        after = self._beats()
+        try:
+            before = self._beats()
+            time.sleep(4 * BEAT_S)
+            after = self._beats()
+        except Exception:
+            return ["rank 0 or the torchrun beside it (the store of the group is gone)"]
         return [
             f"rank {rank} (process {beat[2]} on {beat[1]})"
             for rank, beat in before.items()
@@ -65,15 +69,9 @@ class Watch(threading.Thread):
         ]
 
     def _beats(self) -> dict[int, list[str]]:
-        found = {}
-        for rank in range(self._size):
-            key = f"rank {rank}"
-            try:
-                if self._store.check([key]):
-                    found[rank] = self._store.get(key).decode().split()
-            except Exception:
-                return {}
-        return found
+        names = {rank: f"rank {rank}" for rank in range(self._size)}
+        there = {rank: name for rank, name in names.items() if self._store.check([name])}
+        return {rank: self._store.get(name).decode().split() for rank, name in there.items()}
 
     def close(self) -> None:
         """End the thread."""

@@ -28,16 +28,6 @@ from errors import CANNOT_WRITE, Refusal
 PROGRAM = Path(train.__file__).resolve()
 
 
-def files(folder: Path) -> dict[str, object]:
-    """What must be the same: the bytes of the model and of the last state, and the metrics."""
-    best = (folder / "best" / "model.safetensors").read_bytes()
-    kept = sorted((folder / "checkpoints").glob("step-*"))
-    last = {p.name: p.read_bytes() for p in sorted(kept[-1].glob("*.safetensors"))}
-    events = runlog.comparable(runlog.read(folder / "metrics.jsonl"))
-    predictions = (folder / "predictions" / "validation.jsonl").read_bytes()
-    return {"best": best, "last": last, "events": events, "predictions": predictions}
-
-
 def weights(folder: Path) -> bytes:
     """The model after the last step."""
     last = sorted((folder / "checkpoints").glob("step-*"))[-1]
@@ -68,7 +58,7 @@ def plain(small) -> Path:
 def test_what_does_not_alter_the_result_does_not(small, plain, changes, request):
     name = "same-" + str(abs(hash(request.node.name)))
     assert tiny.run(arguments(small, name, **changes)) == 0
-    ours, theirs = files(small / "runs" / name), files(plain)
+    ours, theirs = tiny.outcome(small / "runs" / name), tiny.outcome(plain)
     if "log__every" in changes:
         steps = {e["step"] for e in ours["events"] if e["event"] == "step"}
         theirs["events"] = [
@@ -81,7 +71,7 @@ def test_hash_seed_and_working_directory_do_not_alter_the_result(small, plain, t
     command = [sys.executable, PROGRAM, "--config", os.devnull, *arguments(small, "elsewhere")]
     environment = os.environ | {"PYTHONHASHSEED": "77", "OMP_NUM_THREADS": "1"}
     subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
-    assert files(small / "runs" / "elsewhere") == files(plain)
+    assert tiny.outcome(small / "runs" / "elsewhere") == tiny.outcome(plain)
 
 
 def test_control_another_seed_gives_other_bytes(small, plain):
@@ -128,7 +118,7 @@ def test_stopped_and_resumed_gives_the_same_bytes(small, plain, stops):
         assert tiny.run(arguments(small, name), *stops) == 75
         stops = stops[1:]
     assert tiny.run(arguments(small, name)) == 0
-    assert files(small / "runs" / name) == files(plain)
+    assert tiny.outcome(small / "runs" / name) == tiny.outcome(plain)
     kept = (small / "runs" / name / "train.log").read_text()
     assert "run the same command to go on" in kept and "Traceback" not in kept
 
@@ -139,7 +129,7 @@ def test_stopped_and_resumed_with_each_saving_alone(small, saving):
     for name, stops in zip(names, ([], [4]), strict=True):
         for stop in [*stops, 0]:
             assert tiny.run(arguments(small, name, **tiny.SAVINGS[saving]), stop) == 75 * bool(stop)
-    assert files(small / "runs" / names[0]) == files(small / "runs" / names[1])
+    assert tiny.outcome(small / "runs" / names[0]) == tiny.outcome(small / "runs" / names[1])
 
 
 def test_bf16_stopped_and_resumed_gives_the_same_bytes(small):
@@ -147,7 +137,7 @@ def test_bf16_stopped_and_resumed_gives_the_same_bytes(small):
         for stop in [*stops, 0]:
             changes = {"train__precision": "bf16", "log__every": 2}
             assert tiny.run(arguments(small, name, **changes), stop) == (75 if stop else 0)
-    assert files(small / "runs" / "bf16-stopped") == files(small / "runs" / "bf16")
+    assert tiny.outcome(small / "runs" / "bf16-stopped") == tiny.outcome(small / "runs" / "bf16")
 
 
 def test_a_resume_keeps_the_cut_that_was_fitted(small, monkeypatch):
@@ -155,7 +145,9 @@ def test_a_resume_keeps_the_cut_that_was_fitted(small, monkeypatch):
         for number, stop in enumerate(stops):
             monkeypatch.setitem(prepare.AUTO_TOKENS, "cpu", 8192 if number else 64)
             tiny.run(arguments(small, name), stop)
-    assert files(small / "runs" / "fitted-stopped") == files(small / "runs" / "fitted")
+    assert tiny.outcome(small / "runs" / "fitted-stopped") == tiny.outcome(
+        small / "runs" / "fitted"
+    )
     assert tiny.run(arguments(small, "uncut")) == 0
     uncut = weights(small / "runs" / "uncut")
     assert uncut != weights(small / "runs" / "fitted"), "control: another cut, other masks"
@@ -187,7 +179,7 @@ def test_two_processes_stopped_and_resumed_give_the_same_bytes(small):
         assert tiny.run_ranks(2, tiny.run, stopped, stop) == [75, 75]
     assert tiny.run_ranks(2, tiny.run, stopped) == [0, 0]
     runs = small / "runs"
-    assert files(runs / "two-stopped") == files(runs / "two")
+    assert tiny.outcome(runs / "two-stopped") == tiny.outcome(runs / "two")
 
 
 def test_patience_and_best_score_survive_a_stop(small):
@@ -198,7 +190,7 @@ def test_patience_and_best_score_survive_a_stop(small):
     assert ended["best_step"] == 1 and ended["results"]["steps"] == 3, "nothing is learnt at 1e-9"
     assert tiny.run(arguments(small, "patient-stopped", **changes), 2) == 75
     assert tiny.run(arguments(small, "patient-stopped", **changes)) == 0
-    assert files(small / "runs" / "patient-stopped") == files(whole)
+    assert tiny.outcome(small / "runs" / "patient-stopped") == tiny.outcome(whole)
 
 
 def test_the_same_command_again_says_that_the_run_is_finished(small, plain, capsys):
@@ -290,7 +282,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(small, plain, monkeypatc
     monkeypatch.setattr(train, "update", step)
     assert tiny.run(arguments(small, "behind", checkpoint__every=4)) == 0
     assert waited and all(waited)
-    assert files(small / "runs" / "behind") == files(plain)
+    assert tiny.outcome(small / "runs" / "behind") == tiny.outcome(plain)
     # What was written after step 6 is the state of step 5, not what training made of it.
     assert weights_at(small / "runs" / "behind", 5) == weights_at(plain, 5)
 

@@ -14,6 +14,7 @@ from transformers import XLMRobertaConfig, XLMRobertaForSequenceClassification
 
 import config
 import model as models
+import runlog
 import train
 from ddp import World
 from prepare import Job, prepare
@@ -115,6 +116,16 @@ def make_job(arguments: list[str], world: World | None = None) -> Job:
 def alone() -> World:
     """The world of a single process on the CPU."""
     return World(0, 0, 1, torch.device("cpu"))
+
+
+def outcome(folder: Path) -> dict[str, object]:
+    """What two runs must share: the bytes of the model and of the last state, and the metrics."""
+    best = (folder / "best" / "model.safetensors").read_bytes()
+    kept = sorted((folder / "checkpoints").glob("step-*"))
+    last = {p.name: p.read_bytes() for p in sorted(kept[-1].glob("*.safetensors"))}
+    events = runlog.comparable(runlog.read(folder / "metrics.jsonl"))
+    predictions = (folder / "predictions" / "validation.jsonl").read_bytes()
+    return {"best": best, "last": last, "events": events, "predictions": predictions}
 
 
 class StopAfter(StopRequest):
