@@ -8,27 +8,19 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 import harness
-import tiny
-
-
-def arguments(folder: Path, name: str, **changes: object) -> list[str]:
-    """A run of 10 steps, 5 an epoch, scored every second step and saved at 3, 6, 9 as well."""
-    usual = {"checkpoint__keep": "all", "evaluation__patience": ""}
-    usual |= {"evaluation__every": 2, "checkpoint__every": 3, "run__name": name}
-    return tiny.settings(folder, **(usual | changes))
 
 
 @pytest.fixture(scope="session")
 def plain(small) -> Path:
     """One process, undisturbed."""
-    assert harness.run(small, arguments(small, "plain")).process.exitcode == 0
+    assert harness.run(small, harness.arguments(small, "plain")).process.exitcode == 0
     return small / "runs" / "plain"
 
 
 @pytest.fixture(scope="session")
 def plain_two(small) -> Path:
     """Two ranks, undisturbed."""
-    assert harness.code_of(harness.ranks(small, arguments(small, "plain-two"))) == 0
+    assert harness.code_of(harness.ranks(small, harness.arguments(small, "plain-two"))) == 0
     return small / "runs" / "plain-two"
 
 

@@ -135,6 +135,14 @@ def _train(
     os._exit(code)  # as the interpreter would, without waiting for what the test's modules hold
 
 
+def arguments(folder: Path, name: str, **changes: object) -> list[str]:
+    """A run of 10 steps, 5 an epoch; best at 2, 4, 8 and 10, saved at 3, 6 and 9 as well."""
+    usual = {"evaluation__metric": "loss", "train__class_weights": "none", "optimizer__lr": 8e-3}
+    usual |= {"evaluation__every": 2, "evaluation__patience": "", "run__name": name}
+    usual |= {"checkpoint__every": 3, "checkpoint__keep": "all"}
+    return tiny.settings(folder, **(usual | changes))
+
+
 def run(
     folder: Path, arguments: list[str], fault: Callable[[], None] | None = None, **options: object
 ) -> Trainer:

@@ -4,8 +4,18 @@ import signal
 from functools import partial
 
 import pytest
-from conftest import arguments
-from harness import KILL, assert_clean, assert_goes_on, assert_same, at, code_of, fail, ranks, run
+from harness import (
+    KILL,
+    arguments,
+    assert_clean,
+    assert_goes_on,
+    assert_same,
+    at,
+    code_of,
+    fail,
+    ranks,
+    run,
+)
 
 import checkpoint
 
