@@ -1,6 +1,7 @@
 """Undisturbed runs that the disturbed ones are compared with."""
 
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
@@ -27,5 +28,5 @@ def plain_two(small) -> Path:
 @pytest.fixture
 def name(request) -> str:
     """A run name of a test's own."""
-    plain = "".join(c if c.isalnum() else "-" for c in request.node.name)
-    return plain.strip("-")[-60:].strip("-") or "run"
+    words = "".join(c if c.isalnum() else "-" for c in request.node.name)
+    return f"{words[:50]}-{zlib.crc32(request.node.nodeid.encode()):08x}"

@@ -140,6 +140,7 @@ def arguments(folder: Path, name: str, **changes: object) -> list[str]:
     usual = {"evaluation__metric": "loss", "train__class_weights": "none", "optimizer__lr": 8e-3}
     usual |= {"evaluation__every": 2, "evaluation__patience": "", "run__name": name}
     usual |= {"checkpoint__every": 3, "checkpoint__keep": "all"}
+    usual |= {"data__slice_columns": "[]"}  # most of the time would go into their scores
     return tiny.settings(folder, **(usual | changes))
 
 
