@@ -68,8 +68,14 @@ def open_own(path: Path, mode: str) -> IO:
     """A file of ours to be written, "w", "wb", "a" or "ab"; OSError if it is a link or no file."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     flags |= os.O_APPEND if "a" in mode else os.O_TRUNC
-    descriptor = os.open(path, flags, 0o666)
-    found = os.fstat(descriptor).st_mode
+    try:
+        descriptor = os.open(path, flags, 0o666)
+        found = os.fstat(descriptor).st_mode
+    except OSError:
+        found = os.lstat(path).st_mode  # a link and a FIFO cannot be opened so
+        if stat.S_ISREG(found):
+            raise
+        raise OSError(errno.EINVAL, f"{_kind(found)}; expected a regular file") from None
     if not stat.S_ISREG(found):
         os.close(descriptor)
         raise OSError(errno.EINVAL, f"{_kind(found)}; expected a regular file")

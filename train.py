@@ -151,6 +151,8 @@ def batches_by_step(
         collate_fn=job.collate,
         num_workers=workers,
         worker_init_fn=signals.ignore_in_worker,
+        # A server that forks workers, Python 3.14's way, would outlive a killed trainer.
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         pin_memory=device.type == "cuda",
         generator=generator,
     )

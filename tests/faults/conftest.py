@@ -1,7 +1,9 @@
 """Undisturbed runs that the disturbed ones are compared with."""
 
+import shutil
 import sys
 import zlib
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,21 @@ def plain(small) -> Path:
     """One process, undisturbed."""
     assert harness.run(small, harness.arguments(small, "plain")).process.exitcode == 0
     return small / "runs" / "plain"
+
+
+@pytest.fixture(scope="session")
+def killed(small) -> Path:
+    """A run that was killed after step 7, with checkpoints at 2, 3, 4 and 6."""
+    fault = partial(harness.at, "train:update", harness.KILL, call=7, after=True)
+    harness.run(small, harness.arguments(small, "killed"), fault)
+    return small / "runs" / "killed"
+
+
+@pytest.fixture
+def stopped(small, killed, name) -> list[str]:
+    """That run under this test's name; the command that goes on with it."""
+    shutil.copytree(killed, small / "runs" / name)
+    return harness.arguments(small, name)
 
 
 @pytest.fixture(scope="session")

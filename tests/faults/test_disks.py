@@ -148,23 +148,6 @@ def _remove(folder: str) -> None:
 # --- damage ---------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def stopped(small, tmp_path_factory) -> Path:
-    """A run killed after step 7, with checkpoints at 2, 3, 4 and 6."""
-    from harness import KILL, at
-
-    folder = tmp_path_factory.mktemp("stopped")
-    killed = partial(at, "train:update", KILL, call=7, after=True)
-    run(folder, arguments(small, "stopped"), killed)
-    return small / "runs" / "stopped"
-
-
-def copy_of(stopped: Path, small: Path, name: str) -> tuple[Path, list[str]]:
-    """The killed run under another name, and the command that goes on with it."""
-    shutil.copytree(stopped, small / "runs" / name)
-    return small / "runs" / name / "checkpoints", arguments(small, name)
-
-
 def flip(path: Path) -> None:
     raw = bytearray(path.read_bytes())
     raw[len(raw) // 2] ^= 0x10
@@ -190,9 +173,9 @@ def to_fifo(path: Path) -> None:
 def test_a_damaged_newest_checkpoint_is_set_aside(
     small, plain, stopped, tmp_path, name, file, damage
 ):
-    root, command = copy_of(stopped, small, name)
+    root = small / "runs" / name / "checkpoints"
     damage(root / "step-00000006" / file)
-    again = run(tmp_path, command)
+    again = run(tmp_path, stopped)
     assert again.process.exitcode == 0, again.said()
     assert "a damaged checkpoint is set aside: step-00000006: " in again.said()
     assert "going on after step 4 of 10" in again.said()
@@ -205,18 +188,18 @@ def test_a_damaged_newest_checkpoint_is_set_aside(
 def test_a_manifest_that_proves_nothing_is_no_proof(
     small, plain, stopped, tmp_path, name, manifest
 ):
-    root, command = copy_of(stopped, small, name)
+    root = small / "runs" / name / "checkpoints"
     (root / "step-00000006" / "manifest.json").write_text(manifest)
-    again = run(tmp_path, command)
+    again = run(tmp_path, stopped)
     assert again.process.exitcode == 0 and "is set aside: step-00000006" in again.said()
     assert_same(root.parent, plain)
 
 
 def test_a_checkpoint_whose_best_is_damaged_is_passed_over(small, plain, stopped, tmp_path, name):
     """Going on from it would end without the best model."""
-    root, command = copy_of(stopped, small, name)
+    root = small / "runs" / name / "checkpoints"
     flip(root / "step-00000004" / "model.safetensors")
-    again = run(tmp_path, command)
+    again = run(tmp_path, stopped)
     assert again.process.exitcode == 0, again.said()
     assert "its best checkpoint, of step 4, is damaged" in again.said()
     assert "going on after step 3 of 10" in again.said()
@@ -225,11 +208,11 @@ def test_a_checkpoint_whose_best_is_damaged_is_passed_over(small, plain, stopped
 
 @pytest.mark.parametrize("damage", [flip, Path.unlink])
 def test_without_a_valid_checkpoint_nothing_is_begun(small, stopped, tmp_path, name, damage):
-    root, command = copy_of(stopped, small, name)
+    root = small / "runs" / name / "checkpoints"
     for folder in checkpoint.listed(root):
         damage(folder / "state.json")
     before = {p: p.read_bytes() for p in root.rglob("*") if p.is_file()}
-    again = run(tmp_path, command)
+    again = run(tmp_path, stopped)
     assert again.process.exitcode == MISSING
     assert "no valid checkpoint (step-00000006: " in again.said().splitlines()[-1]
     assert {p: p.read_bytes() for p in root.rglob("*") if p.is_file()} == before
@@ -249,13 +232,13 @@ HOSTILE = [
 def test_a_sealed_state_that_is_not_ours_is_refused_in_a_line(
     small, stopped, tmp_path, name, change
 ):
-    root, command = copy_of(stopped, small, name)
+    root = small / "runs" / name / "checkpoints"
     for folder in checkpoint.listed(root):
         state = json.loads((folder / "state.json").read_text()) | change
         (folder / "state.json").write_text(json.dumps(state))
         (folder / "manifest.json").unlink()
         checkpoint.seal(folder)
-    again = run(tmp_path, command)
+    again = run(tmp_path, stopped)
     assert again.process.exitcode in (MISSING, 78) and "Traceback" not in again.said()
 
 
@@ -269,12 +252,13 @@ def test_tensors_of_other_names_shapes_or_types_are_refused(small, stopped, tmp_
         lambda t: {k: v.double() for k, v in t.items()},
     ]
     for i, change in enumerate(changes):
-        root, command = copy_of(stopped, small, f"{name[-40:]}-{i}")
+        copy = shutil.copytree(small / "runs" / name, small / "runs" / f"{name}-{i}")
+        root = copy / "checkpoints"
         for folder in checkpoint.listed(root):
             path = folder / "model.safetensors"
             save_file(change(load_file(path)), path)
             (folder / "manifest.json").unlink()
             checkpoint.seal(folder)
-        again = run(tmp_path, command)
+        again = run(tmp_path, [*stopped, f"run.name={copy.name}"])
         assert again.process.exitcode == MISSING, again.said()
         assert "another model's checkpoint (tensor " in again.said().splitlines()[-1]
