@@ -62,7 +62,7 @@ def evaluation_line(job: Job, progress: Progress, scores: Mapping[str, object]) 
     parts = [f"step {progress.step}, epoch {epoch:.2f}: validation {metric} {value:.4f}"]
     if metric != "f1_macro" and scores["f1_macro"] is not None:
         parts.append(f"f1_macro {scores['f1_macro']:.4f}")
-    if scores["loss"] is not None:
+    if metric != "loss" and scores["loss"] is not None:
         parts.append(f"loss {scores['loss']:.4f}")
     if progress.best_step == progress.step:
         parts.append("best so far")

@@ -1,0 +1,53 @@
+"""train.py with a fault that the environment names, for ranks that torchrun starts.
+
+FAULT is JSON: rank, target, call, action (a name in ACTIONS), and `attempt` if only one of
+torchrun's starts is to have it.
+"""
+
+import json
+import os
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent.parent), str(HERE.parent), str(HERE)]
+
+import signals
+
+if __name__ == "__main__":
+    signals.hold()
+
+import signal
+
+import harness
+
+import train
+
+ACTIONS = {
+    "kill": harness.KILL,
+    "stop": partial(harness.send, signal.SIGSTOP),
+    "raise": partial(harness.fail, ValueError("a planted fault")),
+    "leave": partial(os._exit, 0),
+    "wait": partial(time.sleep, harness.LIMIT_S),
+    "slow": lambda: setattr(train, "update", _slowly(train.update)),
+}
+
+
+def _slowly(update):
+    def slow(*given):
+        time.sleep(0.3)
+        return update(*given)
+
+    return slow
+
+
+if __name__ == "__main__":
+    fault = json.loads(os.environ.get("FAULT", "{}"))
+    attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+    here = str(fault.get("rank")) == os.environ.get("RANK")
+    if here and fault.get("attempt", attempt) == attempt:
+        action = ACTIONS[fault["action"]]
+        harness.at(fault["target"], action, call=fault["call"], after=fault.get("after", False))
+    sys.exit(train.main())
