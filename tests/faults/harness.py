@@ -131,7 +131,8 @@ def _train(
     if fault:
         fault()
     code = train.main(["--config", os.devnull, *arguments])
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):
+        sys.stderr.flush()
     os._exit(code)  # as the interpreter would, without waiting for what the test's modules hold
 
 

@@ -1,6 +1,6 @@
-"""train.py with a fault that the environment names, for ranks that torchrun starts.
+"""train.py with faults that the environment names, for ranks that torchrun starts.
 
-FAULT is JSON: rank, target, call, action (a name in ACTIONS), and `attempt` if only one of
+FAULTS is a JSON list: rank, target, call, action (a name in ACTIONS), and `attempt` if only one of
 torchrun's starts is to have it.
 """
 
@@ -30,7 +30,6 @@ ACTIONS = {
     "stop": partial(harness.send, signal.SIGSTOP),
     "raise": partial(harness.fail, ValueError("a planted fault")),
     "leave": partial(os._exit, 0),
-    "wait": partial(time.sleep, harness.LIMIT_S),
     "slow": lambda: setattr(train, "update", _slowly(train.update)),
 }
 
@@ -44,10 +43,9 @@ def _slowly(update):
 
 
 if __name__ == "__main__":
-    fault = json.loads(os.environ.get("FAULT", "{}"))
     attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
-    here = str(fault.get("rank")) == os.environ.get("RANK")
-    if here and fault.get("attempt", attempt) == attempt:
-        action = ACTIONS[fault["action"]]
-        harness.at(fault["target"], action, call=fault["call"], after=fault.get("after", False))
+    for fault in json.loads(os.environ["FAULTS"]):
+        here = str(fault["rank"]) == os.environ.get("RANK")
+        if here and fault.get("attempt", attempt) == attempt:
+            harness.at(fault["target"], ACTIONS[fault["action"]], call=fault["call"])
     sys.exit(train.main())

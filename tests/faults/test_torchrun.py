@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -10,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from harness import LIMIT_S, ROOT, arguments, assert_same, wait_until
+from harness import LIMIT_S, ROOT, arguments, assert_same, code_of, ranks, wait_until
 
 import checkpoint
 import launch
@@ -26,11 +27,16 @@ LAUNCH = "import sys, launch; launch.TRAIN = sys.argv.pop(1); sys.exit(launch.ma
 class Script:
     """What the script does after the environment: launch.py, here with a fault in a rank."""
 
-    def __init__(self, folder: Path, words: list[str], **fault: object):
+    def __init__(self, folder: Path, words: list[str], *faults: dict, **more: str):
         self.output = folder / f"script-{sum(1 for _ in folder.glob('script-*'))}.log"
         self.mark = str(self.output)
         environ = {**os.environ, "NPROC": "2", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        environ |= {"FAULT": json.dumps(fault), "MARK": self.mark, "TORCH_CPP_LOG_LEVEL": "ERROR"}
+        environ |= {
+            "FAULTS": json.dumps(faults),
+            **more,
+            "MARK": self.mark,
+            "TORCH_CPP_LOG_LEVEL": "ERROR",
+        }
         environ |= {"FAULT_FIRED": str(self.output.with_suffix(".fired"))}
         empty = folder / "defaults.yaml"
         empty.touch()
@@ -89,7 +95,7 @@ def wait_for_step(log: Path, step: int, script: Script) -> None:
 
 def test_a_killed_rank_is_restarted_from_the_newest_checkpoint(small, plain_two, tmp_path, name):
     fault = {"rank": 1, "target": "train:backward", "call": 6, "action": "kill", "attempt": 0}
-    script = Script(tmp_path, arguments(small, name), **fault)
+    script = Script(tmp_path, arguments(small, name), fault)
     assert script.wait() == OK and script.fired(), script.said()
     assert "going on after step 4 of 10" in script.said()
     assert_same(small / "runs" / name, plain_two)
@@ -102,7 +108,7 @@ def test_a_killed_rank_is_restarted_from_the_newest_checkpoint(small, plain_two,
 
 def test_a_crash_that_repeats_without_progress_stops_early(small, tmp_path, name):
     fault = {"rank": 1, "target": "train:backward", "call": 2, "action": "raise"}
-    script = Script(tmp_path, arguments(small, name), **fault)
+    script = Script(tmp_path, arguments(small, name), fault)
     assert script.wait() == CRASH, script.said()
     assert script.said().count("ValueError: a planted fault") == 2
     assert "2 starts crashed without a checkpoint beyond step 0" in script.said()
@@ -112,7 +118,7 @@ def test_a_crash_that_repeats_without_progress_stops_early(small, tmp_path, name
 
 def test_a_signal_to_torchrun_itself_ends_in_a_checkpoint(small, plain_two, tmp_path, name):
     slow = {"rank": 1, "target": "train:backward", "call": 1, "action": "slow"}
-    script = Script(tmp_path, arguments(small, name), **slow)
+    script = Script(tmp_path, arguments(small, name), slow)
     log = small / "runs" / name / "metrics.jsonl"
     wait_for_step(log, 2, script)
     os.kill(script.torchrun(), signal.SIGTERM)
@@ -128,7 +134,7 @@ def test_a_signal_to_torchrun_itself_ends_in_a_checkpoint(small, plain_two, tmp_
 @pytest.mark.parametrize("whom", ["torchrun", "launcher"])
 def test_ranks_that_lose_their_launcher_save_and_end(small, plain_two, tmp_path, name, whom):
     slow = {"rank": 1, "target": "train:backward", "call": 1, "action": "slow"}
-    script = Script(tmp_path, arguments(small, name), **slow)
+    script = Script(tmp_path, arguments(small, name), slow)
     log = small / "runs" / name / "metrics.jsonl"
     wait_for_step(log, 2, script)
     os.kill(script.torchrun() if whom == "torchrun" else script.process.pid, signal.SIGKILL)
@@ -145,7 +151,7 @@ def test_ranks_that_lose_their_launcher_save_and_end(small, plain_two, tmp_path,
 def test_a_stopped_rank_is_named_when_the_time_is_over(small, plain_two, tmp_path, name):
     fault = {"rank": 1, "target": "train:backward", "call": 6, "action": "stop", "attempt": 0}
     command = arguments(small, name, run__timeout_s=5)
-    script = Script(tmp_path, command, **fault)
+    script = Script(tmp_path, command, fault)
     wait_until(script.fired, "the fault")
     wait_until(lambda: "no sign of life from rank 1 (process " in script.said(), "the name")
     assert "run.timeout_s=5 s" in script.said()
@@ -159,25 +165,23 @@ def test_a_stopped_rank_is_named_when_the_time_is_over(small, plain_two, tmp_pat
 @pytest.mark.deep
 def test_a_rank_that_leaves_early_without_a_word_is_restarted(small, plain_two, tmp_path, name):
     fault = {"rank": 1, "target": "train:backward", "call": 6, "action": "leave", "attempt": 0}
-    script = Script(tmp_path, arguments(small, name), **fault)
+    script = Script(tmp_path, arguments(small, name), fault)
     assert script.wait() == OK and script.fired(), script.said()
     assert_same(small / "runs" / name, plain_two)
 
 
 @pytest.mark.deep
-def test_five_kills_of_random_ranks_in_one_run(small, plain_two, tmp_path, name):
-    import random
-
+def test_five_kills_of_random_ranks_in_one_run(small, tmp_path, name):
+    """A checkpoint each step, so that each start gets further; 20 steps in six starts."""
     rng = random.Random(4)
-    for _ in range(5):
-        fault = {"rank": rng.randrange(2), "target": "train:update", "call": rng.randint(1, 2)}
-        fault |= {"action": "kill", "attempt": 0}
-        script = Script(tmp_path, [*arguments(small, name)], **fault)
-        log = small / "runs" / name / "metrics.jsonl"
-        wait_until(script.fired, "the kill")
-        if _ < 4:
-            wait_for_step(log, steps(log)[-1]["step"] + 1 if steps(log) else 1, script)
-            os.kill(script.process.pid, signal.SIGTERM)
-            assert script.wait() in (STOPPED, OK), script.said()
+    kills = [{"rank": rng.randrange(2), "call": rng.randint(2, 4)} for _ in range(5)]
+    faults = [
+        {"target": "train:update", "action": "kill", "attempt": i, **kill}
+        for i, kill in enumerate(kills)
+    ]
+    changes = {"train__epochs": 4, "checkpoint__every": 1}
+    assert code_of(ranks(tmp_path, arguments(small, f"{name}-plain", **changes))) == OK
+    script = Script(tmp_path, arguments(small, name, **changes), *faults, MAX_RESTARTS="5")
     assert script.wait() == OK, script.said()
-    assert_same(small / "runs" / name, plain_two)
+    assert script.said().count("going on after step") == 5
+    assert_same(small / "runs" / name, small / "runs" / f"{name}-plain")
