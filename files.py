@@ -8,8 +8,10 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, BinaryIO
@@ -17,6 +19,7 @@ from typing import IO, BinaryIO
 from errors import CANNOT_WRITE, Refusal, printable
 
 MAX_JSON = 64 << 20  # bytes; ours have at most a few MB
+TEMPORARY = re.compile(r"\.[0-9a-f]{24}\.\w+")  # what `building` fills, beside what it is for
 KINDS = (
     (stat.S_ISDIR, "is a folder"),
     (stat.S_ISLNK, "is a link"),
@@ -167,6 +170,49 @@ def hold(path: Path) -> IO | None:
             file.close()
             return None
         file.close()
+
+
+@contextlib.contextmanager
+def building(folder: Path) -> Iterator[Path]:
+    """A new folder that becomes `folder`, whole, when the block ends; what was there goes first.
+
+    It is filled in a temporary one, whose lock tells `sweep_builders` that its maker is alive.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for _ in range(3):  # the sweep of another may come between, or the disk cannot lock: no sweeps
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        lock = None
+        with contextlib.suppress(OSError):
+            lock = hold(temporary / "lock")
+        if lock:
+            break
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            folder.rename(temporary / "old")
+        (temporary / "new").mkdir()
+        yield temporary / "new"
+        try:
+            publish(temporary / "new", folder)
+        except OSError:
+            if not folder.exists():  # else another builder of the same content was first
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if lock:
+            lock.close()
+
+
+def sweep_builders(folder: Path) -> None:
+    """Delete the temporary folders of builders that were killed: whose lock can be had.
+
+    Never while `building`: a process is given its own locks, too.
+    """
+    for path in folder.glob(".*") if os.path.isdir(folder) else []:
+        if TEMPORARY.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+            with contextlib.suppress(OSError):
+                if lock := hold(path / "lock"):
+                    shutil.rmtree(path, ignore_errors=True)
+                    lock.close()
 
 
 def sweep(folder: Path) -> None:

@@ -1,28 +1,40 @@
 """The classifier and its tokenizer: from a folder, the cache, the hub, or from scratch."""
 
+import contextlib
+import errno
 import hashlib
+import json
+import math
 import os
 import re
-import shutil
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from batches import Template
-from errors import BAD_CONFIG, CANNOT_WRITE, MISSING, Refusal, printable
+from errors import BAD_CONFIG, MISSING, Refusal, printable
+from files import building, open_regular, read_bytes, sweep_builders, writing
 from subwords import compose
 
 SCRATCH = "scratch"
 SCRATCH_VOCABULARY = 16_000  # large: most words are one piece, and its n-grams overlap
 HUB_TIMEOUT_S = 10
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt"]  # what a classifier is loaded from
+# Bytes of a file of a model's folder that is opened, by name or else by suffix.
+LIMITS = {"tokenizer.json": 512 << 20, "vocab.json": 512 << 20, ".model": 512 << 20}
+LIMITS |= {".txt": 512 << 20, ".json": 16 << 20, ".jinja": 16 << 20, ".safetensors": math.inf}
+MAX_COUNT = 10_000  # of layers, labels and so on: a configuration would make a list of a trillion
+# Of a configuration's settings, those that change what a model returns but not what it computes.
+OUTPUTS = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}
+OUTPUTS |= {"chunk_size_feed_forward": 0}
 # Settings that a model without pretrained weights takes where the configuration has the default:
 # nothing is learnt from random weights at a rate meant to leave pretrained ones nearly in place.
 # On humour_en_pt_ar 400 steps score far lower, 2,280 lower; bf16 saves no time at this size.
@@ -66,10 +78,13 @@ def find_source(name: str) -> Source:
     Raises HubUnreachable (66), or Refusal 66 for a name the hub does not know and a folder that
     holds no safetensors.
     """
+    from transformers.utils import logging
+
+    logging.set_verbosity(logging.CRITICAL)  # it would quote the folder's files, unescaped
     if name == SCRATCH:
         return Source(name, None)
-    folder = Path(name).expanduser()
-    if folder.is_dir():
+    folder = Path(os.path.expanduser(name))
+    if os.path.isdir(folder):
         return _folder_source(name, folder)
     if not re.fullmatch(r"[\w.-]{1,96}(/[\w.-]{1,96})?", name) or ".." in name:
         raise Refusal(MISSING, f"model.name: no folder '{printable(name)}', and no hub name either")
@@ -118,16 +133,63 @@ def _ask_hub(name: str) -> None:
 
 
 def _folder_source(name: str, folder: Path) -> Source:
+    _refuse_odd_files(folder)
     weights = sorted(folder.glob("*.safetensors"))
     if not (folder / "config.json").is_file():
-        raise Refusal(MISSING, f"model.name: {printable(folder, 200)} has no config.json")
+        _refuse(folder, "has no config.json")
     if not weights:
-        raise Refusal(
-            MISSING,
-            f"model.name: {printable(folder, 200)} has no .safetensors file; "
-            "pickled weights (.bin) are not loaded",
-        )
+        _refuse(folder, "has no .safetensors file; pickled weights (.bin) are not loaded")
+    config = _read_object(folder / "config.json")
+    for key in ("transformers_weights", "quantization_config"):  # files elsewhere, other packages
+        if config.get(key):
+            _refuse(folder / "config.json", f"{key} is not supported")
+    for path in folder.glob("*.safetensors.index.json"):
+        shards = _read_object(path).get("weight_map")
+        for shard in shards.values() if isinstance(shards, dict) else [shards]:
+            if shard not in [weight.name for weight in weights]:
+                _refuse(path, f"names '{printable(shard)}', no .safetensors file of this folder")
     return Source(name, folder)
+
+
+def _refuse(path: Path, reason: str) -> NoReturn:
+    raise Refusal(MISSING, f"model.name: {printable(path, 200)}: {reason}") from None
+
+
+def _refuse_odd_files(folder: Path) -> None:
+    """Refusal 66 for what would be waited for, or not fit the memory, when the folder is loaded."""
+    path = folder
+    try:
+        for path in sorted(folder.iterdir()):
+            limit = LIMITS.get(path.name, LIMITS.get(path.suffix))
+            if limit is not None:
+                with open_regular(path) as file:
+                    size = os.fstat(file.fileno()).st_size
+                if size > limit:
+                    raise OSError(errno.EFBIG, f"has {size:,} bytes; expected at most {limit:,}")
+    except OSError as error:
+        _refuse(path, error.strerror)
+
+
+def _read_object(path: Path) -> dict:
+    """The object in a JSON file of a model; Refusal 66 if it is none, or counts beyond reason."""
+
+    def check(found: dict) -> dict:
+        for key, value in found.items():
+            number = value if type(value) in (int, float) else 0
+            least = 1 if key == "num_hidden_layers" else -math.inf
+            if ("layer" in key or "num_" in key) and not least <= number <= MAX_COUNT:
+                raise ValueError(f"{key}: {value} is no count up to {MAX_COUNT:,}")
+            if "dropout" in key and not 0 <= number <= 0.99:
+                raise ValueError(f"{key}: {value} is not at least 0 and at most 0.99")
+        return found
+
+    try:
+        found = json.loads(read_bytes(path, LIMITS[".json"]).decode(), object_hook=check)
+        if not isinstance(found, dict):
+            raise ValueError("expected an object in braces")
+    except (OSError, ValueError, RecursionError) as error:
+        _refuse(path, printable(error, 200))
+    return found
 
 
 def weights_key(source: Source) -> str:
@@ -136,26 +198,36 @@ def weights_key(source: Source) -> str:
         return SCRATCH
     digest = hashlib.sha256()
     for path in [source.folder / "config.json", *sorted(source.folder.glob("*.safetensors"))]:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:24]
 
 
 def load_tokenizer(source: Source, texts: Callable[[], list[str]], cache: Path):
     """The tokenizer of a source; for scratch trained on `texts()` once and kept in `cache`."""
+    if not source.is_scratch:
+        return _read_tokenizer(source.folder)
+    sweep_builders(cache.parent)
+    with contextlib.suppress(Refusal):  # there is none yet, or it is damaged
+        return _read_tokenizer(cache)
+    _train_tokenizer(texts(), cache)
+    return _read_tokenizer(cache)
+
+
+def _read_tokenizer(folder: Path):
     from transformers import AutoTokenizer
 
-    folder = source.folder
-    if source.is_scratch:
-        folder = cache
-        if not (folder / "tokenizer.json").exists():
-            _train_tokenizer(texts(), folder)
+    _refuse_odd_files(folder)
+    options = {"local_files_only": True, "trust_remote_code": False}
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise Refusal(
-            MISSING, f"model.name: no tokenizer in {printable(folder, 200)}: {_first_line(error)}"
-        ) from None
+        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+        tokenizer("a")
+        tokenizer.chat_template = None  # it would be saved under names of its own, "../x" too
+        return tokenizer
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the Rust part raises just Exception, or panics with less
+        _refuse(folder, f"no tokenizer: {_one_line(error)}")
 
 
 def _train_tokenizer(texts: list[str], folder: Path) -> None:
@@ -186,15 +258,8 @@ def _train_tokenizer(texts: list[str], folder: Path) -> None:
         sep_token="</s>",
         **dict(zip(names, special, strict=True)),
     )
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-    try:
-        fast.save_pretrained(temporary)
-        if not folder.exists():
-            temporary.rename(folder)
-    except OSError as error:
-        raise Refusal(CANNOT_WRITE, f"{folder}: cannot be written: {error.strerror}") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with writing(folder, Exception), building(folder) as new:  # the Rust part raises just that
+        fast.save_pretrained(new)
 
 
 def _settle_scores(tokenizer, texts: list[str], special: list[str]) -> None:
@@ -243,7 +308,6 @@ def load_model(
     from transformers import AutoModelForSequenceClassification
     from transformers.utils import logging
 
-    logging.set_verbosity_error()  # it would report the new head as a fault
     logging.disable_progress_bar()
     names = {"num_labels": len(label_names), "id2label": dict(enumerate(label_names))}
     names["label2id"] = {name: i for i, name in enumerate(label_names)}
@@ -261,29 +325,64 @@ def load_model(
     try:
         config = _load_config(source)
         same_labels = [config.id2label.get(i) for i in range(config.num_labels)] == label_names
-        config.update(names)
-        model, loading = AutoModelForSequenceClassification.from_pretrained(
-            source.folder,
-            config=config,
-            dtype=torch.float32,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,  # of the head; anything else is refused below
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        folder = printable(source.folder, 200)
-        raise Refusal(
-            MISSING, f"model.name: {folder} cannot be loaded: {_first_line(error)}"
-        ) from None
-    _refuse_partial(source, model.base_model_prefix, loading)
-    if not same_labels:
-        torch.manual_seed(seed)
-        for name, module in model.named_children():
-            if name != model.base_model_prefix:
-                module.apply(_redraw(config.initializer_range))
-    return model.train()
+        config.update(names | OUTPUTS)
+        with _bounded(source):
+            model, loading = AutoModelForSequenceClassification.from_pretrained(
+                source.folder,
+                config=config,
+                dtype=torch.float32,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,  # of the head; anything else is refused below
+                output_loading_info=True,
+            )
+        _refuse_partial(source, model.base_model_prefix, loading)
+        if not same_labels:
+            torch.manual_seed(seed)
+            for name, module in model.named_children():
+                if name != model.base_model_prefix:
+                    module.apply(_redraw(config.initializer_range))
+        _try(model, tokenizer)
+        return model.train()
+    except Refusal:
+        raise
+    except Exception as error:  # what the files of somebody else's folder can raise there
+        _refuse(source.folder, f"cannot be loaded: {_one_line(error)}")
+
+
+@contextlib.contextmanager
+def _bounded(source: Source) -> Iterator[None]:
+    """Within, ValueError once a model under construction has far more parameters than the weights.
+
+    It is built without memory at first; what the weights lack of it would then be given some.
+    """
+    left = (1 << 24) + sum(p.stat().st_size for p in source.folder.glob("*.safetensors"))
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal left
+        if parameter is not None and parameter.is_meta:
+            left -= parameter.numel() + 10_000  # many small ones take their time
+        if left < 0:
+            raise ValueError("its config.json asks for many more parameters than its weights have")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _try(model: nn.Module, tokenizer) -> None:
+    """Any exception if the model cannot take what the tokenizer makes of texts."""
+    ids, table = tokenizer("a")["input_ids"], model.get_input_embeddings()
+    last = max(*ids, *tokenizer.get_vocab().values())
+    if isinstance(table, nn.Embedding) and last >= table.num_embeddings:
+        raise ValueError(f"the tokenizer has ids up to {last}, the weights {len(table.weight)}")
+    inputs = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids))}
+    with torch.no_grad():
+        if not model.eval()(**inputs).logits.isfinite().all():
+            raise ValueError("what it computes is not finite")
 
 
 def _refuse_partial(source: Source, base: str, loading: dict) -> None:
@@ -292,8 +391,7 @@ def _refuse_partial(source: Source, base: str, loading: dict) -> None:
     misshapen = [(entry[0], "has in another shape") for entry in loading["mismatched_keys"]]
     for name, fault in sorted(missing + misshapen):
         if name.startswith(base + ".") and "pooler" not in name:
-            where = printable(source.folder, 200)
-            raise Refusal(MISSING, f"model.name: {where} {fault} the tensor {printable(name)}")
+            _refuse(source.folder, f"{fault} the tensor {printable(name)}")
 
 
 def _load_config(source: Source):
@@ -304,9 +402,7 @@ def _load_config(source: Source):
             source.folder, local_files_only=True, trust_remote_code=False
         )
     except Exception as error:  # a config.json of somebody else's can raise anything there
-        raise Refusal(
-            MISSING, f"model.name: {printable(source.folder, 200)}: {_first_line(error)}"
-        ) from None
+        _refuse(source.folder, _one_line(error))
 
 
 def _redraw(std: float) -> Callable[[nn.Module], None]:
@@ -327,11 +423,11 @@ def check_positions(source: Source, max_length: int) -> None:
         return
     config = _load_config(source)
     positions = getattr(config, "max_position_embeddings", None)
-    if positions is None or positions <= 0:
+    if not isinstance(positions, int):
         return
     if "roberta" in config.model_type or config.model_type in ("camembert", "xmod", "mpnet"):
-        positions -= config.pad_token_id + 1  # they count from pad_token_id + 1
-    if max_length > positions:
+        positions -= (config.pad_token_id or 0) + 1  # they count from pad_token_id + 1
+    if 0 < positions < max_length:
         raise Refusal(
             BAD_CONFIG, f"data.max_length: {max_length} is beyond the model's {positions} positions"
         )
@@ -356,6 +452,6 @@ def _scratch_config(vocabulary: int, max_length: int):
     )
 
 
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return printable(f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}", 200)
+def _one_line(error: Exception) -> str:
+    reason = " ".join(str(error).split()) or "no reason given"
+    return printable(f"{type(error).__name__}: {reason}", 200)

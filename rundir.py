@@ -14,6 +14,7 @@ from typing import IO
 
 import config
 from config import Config
+from ddp import restarts
 from errors import BAD_CONFIG, CANNOT_WRITE, CRASH, UNAVAILABLE, Refusal, printable
 from files import hold, read_json, refuse_links, sweep, write_json, writing
 
@@ -104,11 +105,6 @@ class RunDir:
         self._lock.close()
 
 
-def restarts() -> int:
-    """How often torchrun has started these ranks again."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0)
-
-
 def identity(cfg: Config, *, data_key: str, model_key: str) -> dict[str, object]:
     """What decides a run's result, and so whether two starts are the same run."""
     return {"settings": config.altering(cfg), "data": data_key, "model": model_key}
@@ -152,7 +148,7 @@ def open_run(cfg: Config, who: dict[str, object]) -> RunDir:
         name = _free_name(root, name)
     path = root / name
     shown = printable(path, 300)
-    if path.is_symlink():
+    if os.path.islink(path):  # False, too, where the name is too long for a path
         raise Refusal(CANNOT_WRITE, f"{shown}: is a link, which is not written through")
     with writing(path):
         lock = None
@@ -185,7 +181,7 @@ def open_run(cfg: Config, who: dict[str, object]) -> RunDir:
 
 def _free_name(root: Path, name: str) -> str:
     number = 1
-    while (root / (name if number == 1 else f"{name}-{number}")).exists():
+    while os.path.lexists(root / (name if number == 1 else f"{name}-{number}")):
         number += 1
     return name if number == 1 else f"{name}-{number}"
 

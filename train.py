@@ -35,14 +35,13 @@ from check import check
 from config import Config
 from console import Console
 from corpus import TokenisedSplit
-from ddp import World, process_group
+from ddp import World, process_group, restarts
 from errors import BAD_CONFIG, CRASH, NON_FINITE, OK, STOPPED, USAGE, Refusal
 from hardware import Recorder
 from meter import Estimate, Meter, in_words
 from optimizer import make_optimizer, set_lr, update
 from prepare import Job, keep_cut, prepare, workload
 from progress import Progress, Saver, load_best, resume, saving
-from rundir import restarts
 from runlog import RunLog
 from signals import Stopped, StopRequest
 

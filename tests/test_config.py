@@ -196,7 +196,7 @@ REFUSED = {
         "run: !!python/object:os.system {}",
         "line 1: anchors and tags are not accepted",
     ),
-    "over 1 MiB": ("#" * ((1 << 20) + 1), "1048577 bytes; a configuration has at most 1 MiB"),
+    "over 1 MiB": ("#" * ((1 << 20) + 1), "has more than 1,048,576 bytes"),
     "Latin-1": (b"run:\n  name: caf\xe9\n", "not UTF-8 at byte 16"),
     "UTF-16": ("run: {seed: 1}".encode("utf-16"), "not UTF-8 at byte 0"),
     "deep": (f"run:\n  name: {'[' * 100_000}", "line 2: nested too deeply"),
@@ -211,7 +211,7 @@ REFUSED = {
     "key no word": ("log:\n  ? [a]\n  : 1", "line 2: a key must be a word"),
     "broken YAML": ("log:\n  every: [1\nrun:\n", "line 3: expected ',' or ']', but got ':'"),
     "control character": ("log: \x1b[31m", "special characters are not allowed"),
-    "two documents": ("log: {}\n---\nrun: {}", "line 2: but found another document"),
+    "two documents": ("log: {}\n---\nrun: {}", "line 2: a second document begins; expected one"),
 }
 
 
@@ -259,6 +259,6 @@ def test_a_missing_file_or_a_folder_is_66_and_its_name_is_shown_on_one_line(tmp_
     error = refusal(tmp_path / "a\nb.yaml")
     assert error.exit_code == MISSING and "a\\nb.yaml: no such configuration file" in error.message
     error = refusal(tmp_path)
-    assert error.exit_code == MISSING and "Is a directory" in error.message
+    assert error.exit_code == MISSING and "is a folder; expected a regular" in error.message
     (tmp_path / "a\nb.yaml").write_text("x: 1")
     assert refusal(tmp_path / "a\nb.yaml").exit_code == BAD_CONFIG

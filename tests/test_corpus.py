@@ -53,11 +53,12 @@ def test_max_length_and_truncation_share_one_cache(load):
     assert load(data__max_length=16, data__truncation="tail")[1] == []
 
 
-def test_a_damaged_cache_is_named(load, tmp_path):
-    corpus, _, _ = load()
-    (tmp_path / "corpus" / corpus.key / "train.ids.npy").write_bytes(b"broken")
-    with pytest.raises(Refusal, match="the cache is damaged"):
-        load()
+def test_a_damaged_cache_is_named_and_made_anew(load, tmp_path):
+    path = tmp_path / "corpus" / load()[0].key / "train.ids.npy"
+    before = path.read_bytes()
+    path.write_bytes(b"broken")
+    assert "is damaged (ValueError: train.ids.npy was changed): it is made anew" in load()[1][0]
+    assert path.read_bytes() == before and load()[1] == []
 
 
 def test_nothing_is_left_of_a_build_that_failed(load, tmp_path, monkeypatch):

@@ -293,7 +293,7 @@ def test_a_missing_file_or_a_folder_is_66(tmp_path, split, name):
     (tmp_path / "folder.jsonl").mkdir()
     good = write(tmp_path / "good.csv", rows(4))
     files = {"train": good, "validation": good, "test": good} | {split: str(tmp_path / name)}
-    reason = "Is a directory" if "folder" in name else "no such data file"
+    reason = "is a folder; expected a regular file" if "folder" in name else "no such data file"
     assert refused(MISSING, DataConfig(**files, leaks="keep")).endswith(f": {reason}")
     with pytest.raises(Refusal, match=reason) as caught:
         file_hash(tmp_path / name)
