@@ -413,4 +413,8 @@ def first_to_end(exit_code: int) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    if code != OK and "RANK" in os.environ:
+        sys.stderr.flush()
+        os._exit(code)  # what is torn down after an error can wait for other ranks for ever
+    sys.exit(code)

@@ -8,6 +8,7 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Callable
 
 from torch.distributed import PrefixStore, Store
 
@@ -15,6 +16,7 @@ from errors import CRASH
 from signals import StopRequest
 
 BEAT_S = 1.0
+ANSWER_S = 5.0  # within which the store answers, if it does
 LEAVE_S = 60.0  # to notice by itself that another rank crashed, as those in NCCL do not; to save
 
 
@@ -51,17 +53,15 @@ class Watch(threading.Thread):
 
     def tell_failure(self) -> None:
         """Let the other ranks know that this one has crashed."""
-        with contextlib.suppress(Exception):  # the store may be gone, too
-            self._store.set("failed", str(self._rank))
+        _within(ANSWER_S, lambda: self._store.set("failed", str(self._rank)))
 
     def silent(self) -> list[str]:
         """The ranks without a sign of life, as "rank 1 (process 4711 on node3)"; takes seconds."""
-        try:
-            before = self._beats()
-            time.sleep(4 * BEAT_S)
-            after = self._beats()
-        except Exception:
-            return ["rank 0 or the torchrun beside it (the store of the group is gone)"]
+        before = _within(ANSWER_S, self._beats)
+        time.sleep(4 * BEAT_S)
+        after = _within(ANSWER_S, self._beats)
+        if before is None or after is None:
+            return ["rank 0 or the torchrun beside it (the store of the group does not answer)"]
         return [
             f"rank {rank} (process {beat[2]} on {beat[1]})"
             for rank, beat in before.items()
@@ -74,9 +74,23 @@ class Watch(threading.Thread):
         return {rank: self._store.get(name).decode().split() for rank, name in there.items()}
 
     def close(self) -> None:
-        """End the thread."""
+        """End the thread, unless it waits for a store that does not answer."""
         self._closed.set()
-        self.join()
+        self.join(ANSWER_S)
+
+
+def _within(seconds: float, ask: Callable[[], object]) -> object | None:
+    """`ask()` of the store, or None if it fails or does not answer: a host may be cut off."""
+    answers = []
+
+    def run() -> None:
+        with contextlib.suppress(Exception):
+            answers.append(ask())
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return answers[0] if answers else None
 
 
 def _exists(pid: int) -> bool:

@@ -22,16 +22,30 @@ if __name__ == "__main__":
 import signal
 
 import harness
+import torch.distributed as dist
 
+import ddp
 import train
 
-ACTIONS = {
-    "kill": harness.KILL,
-    "stop": partial(harness.send, signal.SIGSTOP),
-    "raise": partial(harness.fail, ValueError("a planted fault")),
-    "leave": partial(os._exit, 0),
-    "slow": lambda: setattr(train, "update", _slowly(train.update)),
-}
+
+def _skip_a_sum():
+    total = ddp.World.sum
+
+    def skipped(self, tensor):
+        ddp.World.sum = total
+        return tensor
+
+    ddp.World.sum = skipped
+
+
+def _without_detail(wrap):
+    """torch 2.13's DistributedDataParallel dies of DETAIL; the group keeps checking collectives."""
+
+    def quiet(self, model):
+        dist.set_debug_level(dist.DebugLevel.OFF)
+        return wrap(self, model)
+
+    return quiet
 
 
 def _slowly(update):
@@ -42,10 +56,21 @@ def _slowly(update):
     return slow
 
 
+ACTIONS = {
+    "kill": harness.KILL,
+    "stop": partial(harness.send, signal.SIGSTOP),
+    "raise": partial(harness.fail, ValueError("a planted fault")),
+    "leave": partial(os._exit, 0),
+    "skip": _skip_a_sum,
+    "slow": lambda: setattr(train, "update", _slowly(train.update)),
+}
+
+
 if __name__ == "__main__":
+    ddp.World.wrap = _without_detail(ddp.World.wrap)
     attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
     for fault in json.loads(os.environ["FAULTS"]):
         here = str(fault["rank"]) == os.environ.get("RANK")
         if here and fault.get("attempt", attempt) == attempt:
             harness.at(fault["target"], ACTIONS[fault["action"]], call=fault["call"])
-    sys.exit(train.main())
+    os._exit(train.main())

@@ -20,6 +20,7 @@ from test_data import write
 
 import corpus as corpora
 import data
+import files
 import model as models
 from config import DataConfig
 from data import MAX_TEXT, file_hash, read_splits
@@ -102,8 +103,8 @@ def test_what_is_no_regular_file_is_66_and_not_waited_for(tmp_path, good, what, 
         path.parent.mkdir()
     if make:
         make(path)
-    for files in [(path,), (good, path), (good, good, path)]:
-        assert refusal(MISSING, *files, leaks="keep").endswith(f": {reason}")
+    for given_files in [(path,), (good, path), (good, good, path)]:
+        assert refusal(MISSING, *given_files, leaks="keep").endswith(f": {reason}")
     with pytest.raises(Refusal, match=reason) as caught:
         file_hash(path)
     assert caught.value.exit_code == MISSING and one_line(caught.value)
@@ -603,7 +604,7 @@ def killed(folder: Path, *, after: bool = False) -> None:
     """Die while a folder is being built, or when it has just been published."""
     if after:
         shutil.rmtree = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
-    with corpora.building(folder) as new:
+    with files.building(folder) as new:
         (new / "half").touch()
         if not after:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -624,7 +625,7 @@ def test_what_a_killed_builder_leaves_is_swept_and_nothing_else_is(tmp_path):
         (tmp_path / name).mkdir()
     (tmp_path / kept[2]).touch()
     (tmp_path / kept[3]).symlink_to(tmp_path / ".git")
-    corpora.sweep_builders(tmp_path)
+    files.sweep_builders(tmp_path)
     assert names(tmp_path) == sorted([*kept, keys[1]]) and names(tmp_path / keys[1]) == ["half"]
     assert names(tmp_path / ".git") == []
 
@@ -646,7 +647,7 @@ def test_what_a_living_builder_fills_is_left_alone(tmp_path):
     ready, done = os.pipe(), os.pipe()
 
     def build() -> None:
-        with corpora.building(tmp_path / ("a" * 24)) as new:
+        with files.building(tmp_path / ("a" * 24)) as new:
             (new / "slow").touch()
             os.write(ready[1], b"x")
             os.read(done[0], 1)
@@ -654,8 +655,8 @@ def test_what_a_living_builder_fills_is_left_alone(tmp_path):
     child = start(build)
     os.read(ready[0], 1)
     for key in "ab":  # of the same content, and of another
-        corpora.sweep_builders(tmp_path)
-        with corpora.building(tmp_path / (key * 24)) as new:
+        files.sweep_builders(tmp_path)
+        with files.building(tmp_path / (key * 24)) as new:
             (new / "quick").touch()
     assert len(names(tmp_path)) == 3
     os.write(done[1], b"x")
@@ -667,8 +668,8 @@ def test_what_a_living_builder_fills_is_left_alone(tmp_path):
 def test_builders_at_the_same_time_do_not_disturb_each_other(tmp_path):
     def build() -> None:
         for i in range(40):
-            corpora.sweep_builders(tmp_path)
-            with corpora.building(tmp_path / (f"{i % 4:x}" * 24)) as new:
+            files.sweep_builders(tmp_path)
+            with files.building(tmp_path / (f"{i % 4:x}" * 24)) as new:
                 (new / "a").write_text("whole")
 
     children = [start(build) for _ in range(3)]
@@ -683,9 +684,9 @@ def test_a_disk_without_locks_serves(tmp_path, monkeypatch, error):
         if error:
             raise error
 
-    monkeypatch.setattr(corpora, "hold", fail)
+    monkeypatch.setattr(files, "hold", fail)
     for _ in range(2):
-        with corpora.building(tmp_path / ("a" * 24)) as new:
+        with files.building(tmp_path / ("a" * 24)) as new:
             (new / "whole").touch()
     assert names(tmp_path / ("a" * 24)) == ["whole"]
 
