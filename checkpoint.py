@@ -298,7 +298,9 @@ def _prune_run(run: Path, keep: int) -> int:
         with lock:
             root = run / "checkpoints"
             before = set(root.glob("*step-*"))
-            prune(root, keep, best_of(run))
+            kept, _ = newest(root)  # sets damaged ones aside, which do not count as kept
+            best = state_of(kept).get("best_step") if kept else None
+            prune(root, keep, folder_of(root, best) if isinstance(best, int) else None)
             for damaged in root.glob("damaged-*"):
                 shutil.rmtree(damaged)
             for gone in sorted(before - set(root.glob("*step-*"))):

@@ -18,7 +18,7 @@ from typing import IO, BinaryIO
 
 from errors import CANNOT_WRITE, Refusal, printable
 
-MAX_JSON = 64 << 20  # bytes; ours have at most a few MB
+MAX_JSON = 1 << 30  # bytes; ours have kB, but for the confusion of hundreds of labels by slice
 TEMPORARY = re.compile(r"\.[0-9a-f]{24}\.\w+")  # what `building` fills, beside what it is for
 KINDS = (
     (stat.S_ISDIR, "is a folder"),
@@ -181,11 +181,14 @@ def building(folder: Path) -> Iterator[Path]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     for _ in range(3):  # the sweep of another may come between, or the disk cannot lock: no sweeps
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        lock = None
-        with contextlib.suppress(OSError):
+        try:
             lock = hold(temporary / "lock")
+        except OSError:
+            lock = None
+            break
         if lock:
             break
+        shutil.rmtree(temporary, ignore_errors=True)
     try:
         with contextlib.suppress(FileNotFoundError):
             folder.rename(temporary / "old")

@@ -113,4 +113,4 @@ class Recorder(threading.Thread):
         """End the thread and wait for it."""
         self._ended.set()
         if self.is_alive():
-            self.join()
+            self.join(5)  # NVML can hang once a GPU is lost

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -90,6 +91,11 @@ def make_plan(environ: dict[str, str], gpus: int) -> Plan:
     )
     if plan.node >= plan.nodes:
         raise Refusal(USAGE, f"NODE_RANK: {plan.node} is not below NNODES, which is {plan.nodes}")
+    if plan.processes > gpus > 0:
+        wanted = "lower it or set run.device=cpu"
+        raise Refusal(
+            USAGE, f"NPROC: {plan.processes} need a GPU each, {gpus} are visible; {wanted}"
+        )
     if plan.nodes > 1 and not re.fullmatch(r"[\w.:\[\]-]+:[0-9]{1,5}", plan.endpoint, re.ASCII):
         found = printable(plan.endpoint)
         raise Refusal(USAGE, f"RDZV_ENDPOINT: expected host:port of node 0, found '{found}'")
@@ -143,6 +149,7 @@ class Supervisor:
         self.stopped_by: str | None = None
         self.killed = False
         self._process: subprocess.Popen | None = None
+        self._told: set[int] = set()  # ranks that know of the stop
         self._is_torchrun = False
         for number in (*SIGNALS, signal.SIGHUP, signal.SIGQUIT):
             if signal.getsignal(number) != signal.SIG_IGN:  # as nohup leaves SIGHUP
@@ -154,10 +161,15 @@ class Supervisor:
         self._process = subprocess.Popen(
             command, env={**os.environ, **extra}, stdin=subprocess.DEVNULL, start_new_session=True
         )
+        self._told = set()
         try:
             if self.stopped_by:  # it came before there was a process to tell
                 self._stop(signal.SIGTERM)
-            return self._process.wait()
+            while True:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    return self._process.wait(timeout=1)
+                if self.stopped_by and is_torchrun:  # ranks that have started since know nothing
+                    self._tell(set(children(self._process.pid)) - self._told, signal.SIGTERM)
         except BaseException:
             self._kill()
             raise
@@ -179,14 +191,18 @@ class Supervisor:
         if not self._is_torchrun:
             self._kill()
         elif self._process is not None and self._process.returncode is None:
-            for pid in children(self._process.pid) or [self._process.pid]:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, number)
+            self._tell(children(self._process.pid) or [self._process.pid], number)
+
+    def _tell(self, pids: Iterable[int], number: int) -> None:
+        for pid in pids:
+            self._told.add(pid)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     def _kill(self) -> None:
         """End all at once. torchrun gives each rank a session, and so a group, of its own."""
-        self.killed = True
         if self._process is not None and self._process.returncode is None:
+            self.killed = True
             # torchrun first, which would start anew what it sees ending.
             for pid in (self._process.pid, *children(self._process.pid)):
                 with contextlib.suppress(ProcessLookupError):
@@ -242,7 +258,7 @@ def launch_ranks(plan: Plan, arguments: list[str]) -> int:
         if supervisor.killed:
             raise Refusal(128 + signal.SIGINT, "ended at once; the last checkpoint stands")
         for end in Path(folder).iterdir():  # of the last start; the one before is deleted by it
-            return int(end.read_text())
+            return int(os.readlink(end))
     if code != OK and supervisor.stopped_by:  # before a rank could listen
         raise Refusal(STOPPED, f"stopped by {supervisor.stopped_by}; run the same command to go on")
     return OK if code == OK else CRASH

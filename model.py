@@ -197,9 +197,12 @@ def weights_key(source: Source) -> str:
     if source.is_scratch:
         return SCRATCH
     digest = hashlib.sha256()
-    for path in [source.folder / "config.json", *sorted(source.folder.glob("*.safetensors"))]:
-        with open_regular(path) as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+    try:
+        for path in [source.folder / "config.json", *sorted(source.folder.glob("*.safetensors"))]:
+            with open_regular(path) as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    except OSError as error:
+        _refuse(source.folder, f"cannot be read: {error.strerror}")
     return digest.hexdigest()[:24]
 
 

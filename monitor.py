@@ -124,7 +124,7 @@ def block(run: Path, log: Follower, width: int) -> list[str]:
         f"padding {_show(step, 'padding_share', form='.0%')}  "
         f"data wait {_show(step, 'data_wait_share', form='.0%')}",
         *_scores(start, log),
-        *_machine(log, is_live=is_running and state["is_here"]),
+        *_machine(run, log, is_live=is_running and state["is_here"]),
     ]
     return [disp_trim(printable(line, width), width) for line in lines]
 
@@ -163,18 +163,22 @@ def _scores(start: dict, log: Follower) -> Iterator[str]:
         yield f"  {name:17}" + "".join(_show(row, k, form=".4f").rjust(12) for k in SCORES)
 
 
-def _machine(log: Follower, *, is_live: bool) -> Iterator[str]:
+def _machine(run: Path, log: Follower, *, is_live: bool) -> Iterator[str]:
     record, why, age = log.last("hardware"), None, "now"
     if is_live:
         gpus, why = hardware.gpus()
-        record = {"gpus": gpus, **hardware.system()}
+        record = {"gpus": gpus, **hardware.system(), "disk_free_gib": hardware.free_gib(run)}
     else:
         logged = number(record.get("time"))
         age = "n/a" if logged is None else f"{(time.time() - logged) / 60:.1f} min ago"
     gpus = record.get("gpus") if isinstance(record.get("gpus"), list) else []
     load, cores = _show(record, "load", form=".2f"), _show(record, "cores", form=".0f")
     count = len(gpus) if record else "n/a"
-    yield f"machine   load {load} on {cores} cores, {_memory(record)}, {count} GPUs ({age})"
+    disk = _show(record, "disk_free_gib", form=",.1f")
+    yield (
+        f"machine   load {load} on {cores} cores, {_memory(record)}, disk {disk} GiB free, "
+        f"{count} GPUs ({age})"
+    )
     if why:
         yield f"  no GPU: {why}"
     for gpu in gpus:

@@ -91,7 +91,7 @@ class Job:
 
 def prepare(cfg: Config, world: World, say: Callable[[str], None], *, strict: bool = False) -> Job:
     """Everything that can be checked before the first step is; every refusal is on all ranks."""
-    check_metric(cfg, None)
+    world.together(lambda: check_metric(cfg, None))
     set_determinism(cfg, world.device)
     source = _settle_source(cfg, world, say)
     if source.is_scratch:
@@ -102,23 +102,26 @@ def prepare(cfg: Config, world: World, say: Callable[[str], None], *, strict: bo
     tokenizer, corpus = _tokenise(cfg, source, world, say)
     for finding in corpus.findings:
         say(f"  {finding}")
-    if strict and corpus.findings:
-        raise Refusal(BAD_DATA, f"--strict: {corpus.findings[0]}")
+    world.agree(
+        Refusal(BAD_DATA, f"--strict: {corpus.findings[0]}") if strict and corpus.findings else None
+    )
     if corpus.report["held_out"]:
         say(
             f"  no data.validation: {corpus.report['held_out']:,} training rows are held out for it"
         )
     world.require_same(BAD_DATA, data=corpus.key)
-    check_metric(cfg, corpus)
-    _check_known_labels(cfg, corpus)
-    template = models.template(tokenizer, cfg.data.max_length, cfg.data.truncation)
+    world.together(lambda: check_metric(cfg, corpus))
+    world.together(lambda: _check_known_labels(cfg, corpus))
+    cut_text = (cfg.data.max_length, cfg.data.truncation)
+    template = world.together(lambda: models.template(tokenizer, *cut_text))
     say(f"loading the model {source.name}")
     classifier = world.together(
         lambda: models.load_model(
             source, corpus.label_names, tokenizer, max_length=cfg.data.max_length, seed=cfg.run.seed
         )
     )
-    of_machine = models.weights_key(source) if world.size > 1 and world.local_rank == 0 else None
+    is_asked = world.size > 1 and world.local_rank == 0
+    of_machine = world.together(lambda: models.weights_key(source) if is_asked else None)
     world.require_same(MISSING, weights=of_machine)
     speed = savings.install(classifier, cfg.speed, corpus, template, say)
     cfg = dataclasses.replace(cfg, speed=speed)

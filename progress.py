@@ -19,7 +19,7 @@ from metrics import natural
 from optimizer import state_tensors
 from prepare import Job
 from rundir import RunDir
-from runlog import RunLog
+from runlog import RunLog, lines
 
 MAX_RETRY_STEPS = 64  # between two tries of a save that failed
 
@@ -196,6 +196,12 @@ def resume(
             message = f"a damaged checkpoint is set aside: {wrong}"
             log.write("warning", code="damaged_checkpoint", message=message)
             console.say(message)
+        if folder is None and any(e["event"] == "checkpoint" for e in lines(log.path)):
+            raise Refusal(
+                MISSING,
+                f"{printable(run.checkpoints, 300)}: the checkpoints that the run's log tells of "
+                "are gone; put them back, or begin anew beside it with run.resume=never",
+            )
         saved = _checked(checkpoint.load(folder, job.model, optimizer), run) if folder else None
         run.begin_at(saved["step"] if saved else 0)
         return saved

@@ -89,7 +89,7 @@ def open_directory(job: Job) -> RunDir:
     needed = max(0, parameters * checkpoint.BYTES_PER_PARAMETER * kept - there)
     free = shutil.disk_usage(run.path).free
     if free < needed:
-        run.close()
+        run.remove_if_new()
         raise Refusal(
             CANNOT_WRITE,
             f"{run.path}: {free / 1e9:.1f} GB free, but checkpoints need {needed / 1e9:.1f} GB",
@@ -100,26 +100,30 @@ def open_directory(job: Job) -> RunDir:
 def probe_directory(job: Job) -> str:
     """Open and leave this run's directory as a start would; a line on what a start would do."""
     root = Path(job.cfg.run.dir)
-    there = set(root.iterdir()) if root.is_dir() else None
+    was_there = root.is_dir()
     run = open_directory(job)
-    line = finished_line(run) or (
-        f"run {run.path}: " + ("would go on" if checkpoint.listed(run.checkpoints) else "new")
-    )
-    if there is not None and run.path in there:
-        run.close()
-    else:
-        run.remove()
-        if there is None:
+    try:
+        return finished_line(run) or (
+            f"run {run.path}: " + ("would go on" if checkpoint.listed(run.checkpoints) else "new")
+        )
+    finally:
+        run.remove_if_new()
+        if not was_there:
             with contextlib.suppress(OSError):  # another run is in it by now
                 root.rmdir()
-    return line
 
 
 def finished_line(run: RunDir) -> str | None:
-    """What to say of a run that is finished already, or None."""
-    final = read_json(run.path / "results.json")
-    if run.state().get("status") != "completed" or final is None:
+    """What to say of a run that is finished already, or None; Refusal 66 if its scores are lost."""
+    if run.state().get("status") != "completed":
         return None
+    final = read_json(run.path / "results.json")
+    if final is None:
+        raise Refusal(
+            MISSING,
+            f"{printable(run.path, 300)} is finished, but its results.json cannot be read; "
+            "run.resume=never begins anew beside it",
+        )
     return f"{run.path} is finished: {_headline(final)}; run.resume=never begins a new one"
 
 
@@ -307,7 +311,8 @@ def finish(
         )
         log.sync()
         run.set_state("completed", exit_code=OK, reason=reason)
-        if job.cfg.checkpoint.keep != "all":  # last: a run killed here is complete already
+    if job.cfg.checkpoint.keep != "all":  # last: a run killed here is complete already
+        with contextlib.suppress(OSError):  # and one that cannot delete is no less so
             checkpoint.delete(run.checkpoints)
             (run.path / "best.json").unlink(missing_ok=True)
     console.say(f"done: {reason}; best at step {progress.best_step}")
@@ -372,7 +377,8 @@ def record_failure(run: RunDir, log: RunLog, error: BaseException) -> None:
     status = "preempted" if code == STOPPED else "failed"
     reason = str(error).strip().split("\n")[0] or type(error).__name__
     try:
+        run.check_held()
         log.write("end", status=status, reason=reason, exit_code=code)
         run.set_state(status, exit_code=code, reason=reason)
     except OSError:
-        pass  # a full disk must not hide the first error
+        pass  # a full disk, or another run in its place, must not hide the first error

@@ -1,11 +1,11 @@
 """A run's directory: what it is called, who holds it, and whether to begin, go on or be done."""
 
+import contextlib
 import errno
 import hashlib
 import json
 import os
 import re
-import shutil
 import socket
 import time
 from dataclasses import dataclass
@@ -95,9 +95,12 @@ class RunDir:
         if not os.path.samestat(there, os.fstat(self._lock.fileno())):
             raise OSError(errno.ESTALE, "another directory has taken its place")
 
-    def remove(self) -> None:
-        """Delete the directory, still held, and let go of it."""
-        shutil.rmtree(self.path)
+    def remove_if_new(self) -> None:
+        """Let go of the directory, and delete it if it holds nothing but the lock."""
+        with contextlib.suppress(OSError):
+            if [path.name for path in self.path.iterdir()] == ["lock"]:
+                (self.path / "lock").unlink()
+                self.path.rmdir()
         self.close()
 
     def close(self) -> None:

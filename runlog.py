@@ -12,7 +12,7 @@ from pathlib import Path
 from files import open_own, open_regular
 
 MAX_UNWRITTEN = 64 << 20  # bytes kept while the disk is full
-MAX_LINE = 16 << 20  # bytes; a `start` event of a thousand labels has less than one MB
+MAX_LINE = 256 << 20  # bytes; a thousand labels and some slices give tens of MB of confusion
 
 # Fields that two runs of the same bytes may differ in: clocks, and what the machine did meanwhile.
 VOLATILE = frozenset(
@@ -28,6 +28,7 @@ class RunLog:
     """
 
     def __init__(self, path: Path | None):
+        self.path = path
         self._lock = threading.Lock()  # the hardware thread writes too
         self._file = None
         self._unwritten = b""

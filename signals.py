@@ -58,16 +58,16 @@ class StopRequest:
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
         """Within, a stop request raises Stopped wherever it comes, unless saving is needed."""
-        self._raises = not self.is_saving_needed
+        wanted = self._raises = not self.is_saving_needed
         try:
-            self._raise_if_asked()
+            self._raise_if(wanted)
             yield
-            self._raise_if_asked()  # Python drops what is raised in a destructor
+            self._raise_if(wanted)  # Python drops what is raised in a destructor
         finally:
             self._raises = False
 
-    def _raise_if_asked(self) -> None:
-        if self._raises and self.name:
+    def _raise_if(self, wanted: bool) -> None:
+        if wanted and self.name:
             self._raises = False  # what cleans up is not to be interrupted
             raise Stopped(f"stopped by {self.name}; run the same command to go on")
 
@@ -78,7 +78,7 @@ class StopRequest:
                 worker.kill()
             os._exit(128 + number)
         self.name = signal.Signals(number).name
-        self._raise_if_asked()
+        self._raise_if(self._raises)
 
 
 def ignore_in_worker(worker: int) -> None:

@@ -37,11 +37,13 @@ from console import Console
 from corpus import TokenisedSplit
 from ddp import World, process_group, restarts
 from errors import BAD_CONFIG, CRASH, NON_FINITE, OK, STOPPED, USAGE, Refusal
+from files import writing
 from hardware import Recorder
 from meter import Estimate, Meter, in_words
 from optimizer import make_optimizer, set_lr, update
 from prepare import Job, keep_cut, prepare, workload
 from progress import Progress, Saver, load_best, resume, saving
+from rundir import RunDir
 from runlog import RunLog
 from signals import Stopped, StopRequest
 
@@ -271,7 +273,7 @@ def run_training(cfg: Config, world: World, console: Console, *, strict: bool) -
     fitted = world.share(run.fitted_tokens() if run else None)
     if fitted and cfg.train.micro_batch_tokens == "auto":
         job = keep_cut(job, fitted, console.say)
-    log = RunLog(run.path / "metrics.jsonl" if run else None)
+    log = world.one_at_first(lambda: open_log(run)) or RunLog(None)
     recorder = Recorder(
         lambda fields: log.write("hardware", **fields),
         job.cfg.log.hardware_s,
@@ -356,14 +358,13 @@ def main(argv: list[str] | None = None, stop: StopRequest | None = None) -> int:
     try:
         args = parse_arguments(sys.argv[1:] if argv is None else argv)
         cfg = config.load(args.config, args.overrides)
-        if args.check:  # which has nothing to save
-            signals.release()
-        elif stop is None:
+        if stop is None:
             stop = StopRequest()
             stop.listen()
         with process_group(cfg.run.device, cfg.run.timeout_s, stop) as world:
             if args.check:
-                return check(cfg, world, console, strict=args.strict)
+                with stop.at_once():
+                    return check(cfg, world, console, strict=args.strict)
             return run_training(cfg, world, console, strict=args.strict)
     except Stopped as stopped:
         return end(Refusal(STOPPED, str(stopped), is_agreed=True), console)
@@ -373,8 +374,6 @@ def main(argv: list[str] | None = None, stop: StopRequest | None = None) -> int:
         is_first = first_to_end(CRASH)
         console.end(traceback.format_exc().rstrip(), is_shown=is_first)
         return CRASH
-    except KeyboardInterrupt:  # only --check leaves Ctrl-C to Python
-        return STOPPED
 
 
 def end(error: Refusal, console: Console) -> int:
@@ -395,20 +394,27 @@ def forget_earlier_end() -> None:
             os.unlink(f"{os.environ['EXIT_CODE_FILE']}.{restarts() - 1}")
 
 
+def open_log(run: RunDir) -> RunLog:
+    """The run's log, to be gone on with."""
+    with writing(run.path):
+        return RunLog(run.path / "metrics.jsonl")
+
+
 def first_to_end(exit_code: int) -> bool:
     """Leave the exit code in the file that EXIT_CODE_FILE names; whether no other rank had.
 
-    torchrun turns every exit code into 1, so the script that started it reads this file instead:
-    that of the last restart.
+    torchrun turns every exit code into 1, so the script that started it reads this instead, of the
+    last restart. It is what a link names: that is whole, exclusive, and made on a full disk, too.
     """
     path = os.environ.get("EXIT_CODE_FILE")
     if path is None:  # torchrun without the script: each rank tells its own crash
         return exit_code == CRASH or int(os.environ.get("RANK", 0)) == 0
     try:
-        with open(f"{path}.{restarts()}", "x", encoding="ascii") as file:
-            file.write(f"{exit_code}\n")
+        os.symlink(str(exit_code), f"{path}.{restarts()}")
     except FileExistsError:
         return False
+    except OSError:
+        pass
     return True
 
 

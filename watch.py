@@ -25,6 +25,8 @@ class Watch(threading.Thread):
 
     def __init__(self, store: Store, rank: int, size: int, stop: StopRequest):
         super().__init__(daemon=True, name="watch")
+        # A client of its own: the group's waits, in NCCL's set-up, keep others from answering.
+        store = store.clone() if hasattr(store, "clone") else store
         self._store = PrefixStore("watch", store)
         self._rank, self._size, self._request = rank, size, stop
         self._parents = [os.getppid()]

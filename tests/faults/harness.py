@@ -191,7 +191,7 @@ def code_of(started: list[Trainer]) -> int:
     for trainer in started:
         trainer.wait()
     folder = sorted(started[0].output.parent.glob("code-*"))[-1]
-    return next((int(path.read_text()) for path in folder.iterdir()), 0)
+    return next((int(os.readlink(path)) for path in folder.iterdir()), 0)
 
 
 # --- what must be left ----------------------------------------------------------------------------

@@ -218,6 +218,71 @@ def test_without_a_valid_checkpoint_nothing_is_begun(small, stopped, tmp_path, n
     assert {p: p.read_bytes() for p in root.rglob("*") if p.is_file()} == before
 
 
+@pytest.mark.parametrize("lost", ["checkpoints", "all of them"])
+def test_checkpoints_that_are_gone_are_not_taken_for_a_beginning(
+    small, stopped, tmp_path, name, lost
+):
+    root = small / "runs" / name / "checkpoints"
+    if lost == "checkpoints":
+        root.rename(tmp_path / "moved")
+    else:
+        for folder in checkpoint.listed(root):
+            shutil.rmtree(folder)
+    again = run(tmp_path, stopped)
+    assert again.process.exitcode == MISSING
+    assert "the checkpoints that the run's log tells of are gone" in again.said()
+    assert not (small / "runs" / name / "best").exists()
+
+
+def test_a_finished_run_that_cannot_delete_its_checkpoints_is_finished(
+    small, tmp_path, name, capsys
+):
+    """And one whose scores are lost is not trained again."""
+    command = arguments(small, name, checkpoint__keep=1)
+    ended = run(tmp_path, command, partial(_never_delete, str(small / "runs" / name)))
+    assert ended.process.exitcode == 0, ended.said()
+    again = run(tmp_path, command)
+    assert again.process.exitcode == 0 and "is finished: " in again.said()
+    (small / "runs" / name / "results.json").write_text("{")
+    again = run(tmp_path, command)
+    assert again.process.exitcode == MISSING
+    assert "results.json cannot be read" in again.said()
+
+
+def _never_delete(folder: str) -> None:
+    delete = checkpoint.delete
+
+    def fail(path: Path) -> None:
+        if path == Path(folder) / "checkpoints":
+            fire(lambda: path.rename(path.with_name(f".checkpoints.{os.getpid()}")))
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        delete(path)
+
+    checkpoint.delete = fail
+
+
+def test_the_state_of_a_run_that_took_the_directory_is_left_alone(small, plain, tmp_path, name):
+    """As when somebody removes a run that still trains and starts it again."""
+    folder, command = small / "runs" / name, arguments(small, name)
+    ended = run(tmp_path, command, partial(_replace, str(folder), str(plain)))
+    assert ended.process.exitcode == CANNOT_WRITE, ended.said()
+    for file in ("run_state.json", "metrics.jsonl"):
+        assert (folder / file).read_bytes() == (plain / file).read_bytes()
+
+
+def _replace(folder: str, other: str) -> None:
+    save, calls = progress.Saver._try, []
+
+    def replaced(*given: object) -> None:
+        calls.append(given)
+        if len(calls) == 2:
+            fire(lambda: shutil.rmtree(folder))
+            shutil.copytree(other, folder)
+        save(*given)
+
+    progress.Saver._try = replaced
+
+
 HOSTILE = [
     {"step": 6, "run": None},
     {"step": "6"},

@@ -109,6 +109,16 @@ def test_a_lock_file_that_nobody_holds_is_no_lock(small, plain, tmp_path, name):
     assert_goes_on(small, name, arguments(small, name), plain)
 
 
+def test_a_check_deletes_nothing_but_a_lock(tmp_path):
+    """Whatever the directory came to hold since it was opened."""
+    for held in ([], ["precious"]):
+        run_dir = rundir.open_run(tiny.make_config(run__name="x", run__dir=tmp_path), {"a": 1})
+        for file in held:
+            (run_dir.path / file).touch()
+        run_dir.remove_if_new()
+        assert run_dir.path.exists() == bool(held)
+
+
 # --- numbers --------------------------------------------------------------------------------------
 
 
@@ -441,6 +451,19 @@ def test_checkpoints_are_listed_verified_and_pruned(small, plain, stopped, name,
     assert [p.name for p in checkpoint.listed(folder / "checkpoints")] == kept[2:]
     code, said = command(capsys, plain, "--verify")
     assert code == OK and said.splitlines()[-1].startswith("best  ")
+
+
+def test_pruning_counts_no_damaged_checkpoint_and_finds_the_best_without_its_pointer(
+    small, plain, stopped, tmp_path, name, capsys
+):
+    """Else the only ones that a run could go on from would be deleted."""
+    folder = small / "runs" / name
+    (folder / "checkpoints" / "step-00000006" / "state.json").unlink()
+    (folder / "best.json").unlink()
+    code, said = command(capsys, folder, "--prune", 1)
+    assert code == OK and "deleted step-00000006" in said
+    assert [p.name for p in checkpoint.listed(folder / "checkpoints")] == ["step-00000004"]
+    assert_goes_on(small, name, stopped, plain)
 
 
 @pytest.mark.parametrize(

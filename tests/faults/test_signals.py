@@ -24,6 +24,7 @@ from harness import (
 
 import checkpoint
 import runlog
+import signals
 
 pytestmark = pytest.mark.fault
 
@@ -117,6 +118,20 @@ def test_ranks_stop_after_the_same_step(
     assert code_of(again) == 0, again[0].said()
     assert_same(small / "runs" / name, plain_two)
     assert_clean(small, *stopped, *again)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_that_python_drops_in_a_destructor_is_not_lost():
+    class Odd:
+        def __del__(self):
+            stop._note(signal.SIGTERM, None)
+
+    stop, reached = signals.StopRequest(), []
+    with pytest.raises(signals.Stopped), stop.at_once():
+        odd = Odd()
+        del odd
+        reached.append("here, as what is raised in a destructor is printed and gone")
+    assert reached
 
 
 # --- the command itself, as a user starts it ------------------------------------------------------
