@@ -328,8 +328,8 @@ def memory_explained(cfg: Config) -> Iterator[None]:
             raise
         raise Refusal(
             CRASH,
-            f"out of memory; lower train.micro_batch_tokens (now {cfg.train.micro_batch_tokens}) "
-            "or data.max_length, or set speed.gradient_checkpointing=true, which change no update: "
+            f"out of memory; lower train.micro_batch_tokens (now {cfg.train.micro_batch_tokens}), "
+            "set speed.gradient_checkpointing=true, or lower data.max_length: "
             f"{str(error).strip().partition(chr(10))[0] or type(error).__name__}",
         ) from error
 

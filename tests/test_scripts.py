@@ -143,7 +143,13 @@ def test_the_plan_follows_the_gpus_unless_told_otherwise():
     nodes = {"NPROC": "2", "NNODES": "3", "NODE_RANK": "2", "RDZV_ENDPOINT": "[::1]:29400"}
     assert launch.make_plan(nodes, gpus=8) == launch.Plan(2, 3, 2, "[::1]:29400")
     wrong = [("NPROC", w) for w in ("0", "-1", "x", "2.5", "1e1", " 2", "\u0663", "1" * 7)]
-    wrong += [("NPROC", "9"), ("MAX_RESTARTS", "-1"), ("NODE_RANK", "3"), ("RDZV_ENDPOINT", ""), ("RDZV_ENDPOINT", "host")]
+    wrong += [
+        ("NPROC", "9"),
+        ("MAX_RESTARTS", "-1"),
+        ("NODE_RANK", "3"),
+        ("RDZV_ENDPOINT", ""),
+        ("RDZV_ENDPOINT", "host"),
+    ]
     for name, text in wrong:
         with pytest.raises(Refusal, match=f"^{name}: ") as caught:
             launch.make_plan(nodes | {name: text}, gpus=8)
