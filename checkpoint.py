@@ -184,9 +184,15 @@ def listed(root: Path) -> list[Path]:
 
 
 def prune(root: Path, keep: int, best: Path | None) -> None:
-    """Delete all but the newest `keep` checkpoints and the best one."""
-    for folder in listed(root)[:-keep]:
-        if folder != best:
+    """Delete all but the newest `keep` checkpoints, the best, and the best of each that is kept.
+
+    Without its best one a run cannot go on from a checkpoint; see `unusable`.
+    """
+    kept = {*listed(root)[-keep:], best}
+    bests = [state_of(folder).get("best_step") for folder in kept if folder]
+    kept |= {folder_of(root, step) for step in bests if isinstance(step, int)}
+    for folder in listed(root):
+        if folder not in kept:
             delete(folder)
 
 

@@ -11,10 +11,12 @@ from unittest import mock
 
 import pytest
 from harness import (
+    KILL,
     arguments,
     assert_clean,
     assert_goes_on,
     assert_same,
+    at,
     fire,
     run,
     warnings,
@@ -203,6 +205,21 @@ def test_a_checkpoint_whose_best_is_damaged_is_passed_over(small, plain, stopped
     assert again.process.exitcode == 0, again.said()
     assert "its best checkpoint, of step 4, is damaged" in again.said()
     assert "going on after step 3 of 10" in again.said()
+    assert_same(root.parent, plain)
+
+
+def test_each_checkpoint_that_is_kept_can_be_gone_on_from(small, plain, tmp_path, name):
+    """With two kept, 6 and 8, a new best: that of 6 was not deleted with the older ones."""
+    command = arguments(small, name, checkpoint__keep=2)
+    run(tmp_path, command, partial(at, "train:update", KILL, call=8))
+    root = small / "runs" / name / "checkpoints"
+    assert [p.name[-1] for p in checkpoint.listed(root)] == ["4", "6"]
+    more = partial(at, "train:update", KILL, call=3, after=True)
+    run(tmp_path, command, more)
+    assert [p.name[-1] for p in checkpoint.listed(root)] == ["4", "6", "8"], "4 is the best of 6"
+    flip(root / "step-00000008" / "model.safetensors")
+    again = run(tmp_path, arguments(small, name))
+    assert again.process.exitcode == 0 and "going on after step 6" in again.said(), again.said()
     assert_same(root.parent, plain)
 
 
