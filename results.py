@@ -83,7 +83,7 @@ def open_directory(job: Job) -> RunDir:
     if finished_line(run):
         return run
     keep = job.cfg.checkpoint.keep
-    kept = 3 if keep == "all" else keep + 2  # the best one and the one being written beside them
+    kept = 3 if keep == "all" else 2 * keep + 1  # each with its best, and the one being written
     parameters = sum(p.numel() for p in job.model.parameters())
     there = sum(p.lstat().st_size for p in run.checkpoints.glob("step-*/*"))
     needed = max(0, parameters * checkpoint.BYTES_PER_PARAMETER * kept - there)
