@@ -122,6 +122,7 @@ class Copies:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.trainer.pid, signal.SIGKILL)
         self.trainer.process.join()
+        shutil.rmtree(self.run)  # as a killed copy left it
 
 
 def state_of(run_folder: Path) -> str:
