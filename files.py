@@ -179,16 +179,7 @@ def building(folder: Path) -> Iterator[Path]:
     It is filled in a temporary one, whose lock tells `sweep_builders` that its maker is alive.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    for _ in range(3):  # the sweep of another may come between, or the disk cannot lock: no sweeps
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        try:
-            lock = hold(temporary / "lock")
-        except OSError:
-            lock = None
-            break
-        if lock:
-            break
-        shutil.rmtree(temporary, ignore_errors=True)
+    temporary, lock = _locked_temporary(folder)
     try:
         with contextlib.suppress(FileNotFoundError):
             folder.rename(temporary / "old")
@@ -203,6 +194,22 @@ def building(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         if lock:
             lock.close()
+
+
+def _locked_temporary(folder: Path) -> tuple[Path, IO | None]:
+    """A new folder beside `folder`, and its lock; None on a disk that cannot lock: no sweeps."""
+    for _ in range(9):
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        try:
+            lock = hold(temporary / "lock")
+        except FileNotFoundError:  # the sweep of another came between
+            continue
+        except OSError:
+            return temporary, None
+        if lock:
+            return temporary, lock
+        shutil.rmtree(temporary, ignore_errors=True)  # as it is about to do
+    return Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent)), None
 
 
 def sweep_builders(folder: Path) -> None:

@@ -16,8 +16,8 @@ import harness
 @pytest.fixture(scope="session")
 def plain(small) -> Path:
     """One process, undisturbed."""
-    assert harness.run(small, harness.arguments(small, "plain")).process.exitcode == 0
-    return small / "runs" / "plain"
+    assert harness.run(small, harness.arguments(small, "undisturbed")).process.exitcode == 0
+    return small / "runs" / "undisturbed"
 
 
 @pytest.fixture(scope="session")
@@ -38,8 +38,8 @@ def stopped(small, killed, name) -> list[str]:
 @pytest.fixture(scope="session")
 def plain_two(small) -> Path:
     """Two ranks, undisturbed."""
-    assert harness.code_of(harness.ranks(small, harness.arguments(small, "plain-two"))) == 0
-    return small / "runs" / "plain-two"
+    assert harness.code_of(harness.ranks(small, harness.arguments(small, "undisturbed-two"))) == 0
+    return small / "runs" / "undisturbed-two"
 
 
 @pytest.fixture
