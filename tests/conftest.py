@@ -1,5 +1,6 @@
 """Files that tests share, made once: `small` has train.csv, validation.csv and model/."""
 
+import signal
 import sys
 from pathlib import Path
 
@@ -14,6 +15,8 @@ import tiny
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     torch.set_num_threads(1)  # tiny tensors; and ranks share the cores
+    # A shell's `&` has its children ignore it, and so what tests start would.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
 
 
