@@ -5,12 +5,13 @@ usage: checkpoint.py RUN --list | --verify | --prune K
 """
 
 import argparse
+import contextlib
 import errno
 import hashlib
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -59,17 +60,29 @@ def tensors(
 def save(root: Path, files: dict[str, dict[str, Tensor]], state: Mapping[str, object]) -> Path:
     """Write `root/step-<state["step"]>`, whole or not at all; Refusal 73 if that cannot be done."""
     folder = folder_of(root, state["step"])
-    temporary = root / f".{folder.name}.{os.getpid()}"
+    with writing(root):
+        root.mkdir(exist_ok=True)
+        sweep(root)
+        if shutil.disk_usage(root).free < size_of(files):  # not after minutes of writing
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with replacing_folder(folder) as new:
+        for name, named in files.items():
+            save_file(named, new / name)
+        write_json(new / "state.json", state)
+    return folder
+
+
+@contextlib.contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """A new folder that takes the place of `folder`, sealed and durable, once the block ends well.
+
+    Refusal 73 if it cannot be written; nothing of it is left then.
+    """
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     with writing(folder, SafetensorError):  # which is raised for a full disk, too
         try:
-            root.mkdir(exist_ok=True)
-            sweep(root)
-            if shutil.disk_usage(root).free < size_of(files):  # not after minutes of writing
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             temporary.mkdir()
-            for name, named in files.items():
-                save_file(named, temporary / name)
-            write_json(temporary / "state.json", state)
+            yield temporary
             seal(temporary)
             if folder.exists():
                 delete(folder)
@@ -77,7 +90,6 @@ def save(root: Path, files: dict[str, dict[str, Tensor]], state: Mapping[str, ob
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-    return folder
 
 
 def size_of(files: dict[str, dict[str, Tensor]]) -> int:
@@ -99,7 +111,7 @@ def seal(folder: Path) -> None:
 def fault(folder: Path, needed: Iterable[str] = ()) -> str | None:
     """What is wrong with a sealed folder, or None: every byte is compared with the manifest.
 
-    `needed`: files that must be there. Whoever made the folder, no file outside it is looked at.
+    `needed`: files that must be there. Whoever made the manifest, no name in it leads elsewhere.
     """
     manifest = read_json(folder / "manifest.json")
     if manifest is None:
@@ -236,18 +248,9 @@ def _fill(path: Path, own: dict[str, Tensor]) -> None:
 
 def export(model: nn.Module, tokenizer, folder: Path) -> None:
     """A transformers folder that `pipeline("text-classification")` loads; whole or absent."""
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-    with writing(folder, SafetensorError):
-        try:
-            model.save_pretrained(temporary)
-            tokenizer.save_pretrained(temporary)
-            seal(temporary)
-            if folder.exists():
-                shutil.rmtree(folder)
-            publish(temporary, folder)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+    with replacing_folder(folder) as new:
+        model.save_pretrained(new)
+        tokenizer.save_pretrained(new)
 
 
 # --- from the command line ------------------------------------------------------------------------

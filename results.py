@@ -292,8 +292,8 @@ def finish(
             "seconds": round(training_seconds(run), 1),
         }
         for name, split in job.corpus.evaluated().items():
-            scores = score_split(job, split, logits[name])
-            final[name] = scores | {"baselines": score_baselines(job, split)}
+            final[name] = score_split(job, split, logits[name])
+            final[name]["baselines"] = score_baselines(job, split)
             path = run.path / "predictions" / f"{name}.jsonl"
             _write_predictions(path, job, split, logits[name])
         write_json(run.path / "results.json", final)

@@ -28,11 +28,6 @@ def held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def release() -> None:
-    """Take what `hold` kept waiting."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-
-
 class StopRequest:
     """Set by SIGTERM, SIGINT, SIGUSR1 and a closed terminal's SIGHUP; read between steps.
 
@@ -49,7 +44,7 @@ class StopRequest:
         for number in SIGNALS:
             if signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, self._note)
-        release()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # and take what came since `hold`
 
     def is_set(self, step: int) -> bool:
         """Whether to stop after `step`, the number of steps taken."""

@@ -11,11 +11,10 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from unittest import mock
 
 import tiny
 import torch
@@ -238,13 +237,6 @@ def assert_same(ours: Path, plain: Path) -> None:
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
         assert ours[name] == value, name
-
-
-@contextlib.contextmanager
-def no_room(free: int) -> Iterator[None]:
-    """As if so many bytes were free on every disk."""
-    with mock.patch("shutil.disk_usage", return_value=mock.Mock(free=free)):
-        yield
 
 
 def warnings(run_folder: Path) -> list[str]:

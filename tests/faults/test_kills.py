@@ -84,7 +84,6 @@ def test_control_a_save_that_is_not_whole_would_be_noticed(small, plain, tmp_pat
 def _in_place(target: str) -> None:
     at(target, KILL, call=4, after=True)
     folder_of = checkpoint.folder_of
-    checkpoint.Path.with_name_ = checkpoint.Path.with_name
 
     def save(root, files, state):
         folder = folder_of(root, state["step"])
