@@ -210,7 +210,7 @@ def prune(root: Path, keep: int, best: Path | None) -> None:
 
 def delete(folder: Path) -> None:
     """A folder of ours; under another name first, so that nobody sees half of one."""
-    doomed = folder.with_name(f".{folder.name}.{os.getpid()}")
+    doomed = folder.with_name(f".{folder.name}.old.{os.getpid()}")
     folder.rename(doomed)
     shutil.rmtree(doomed)
 

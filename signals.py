@@ -1,7 +1,6 @@
 """A signal asks for a stop at the next step boundary, or ends what has nothing to save at once."""
 
 import contextlib
-import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
@@ -69,8 +68,6 @@ class StopRequest:
     def _note(self, number: int, frame: object) -> None:
         if number == signal.SIGINT and self.name == "SIGINT":
             os.write(2, b"\nended at once; the last checkpoint stands\n")
-            for worker in multiprocessing.active_children():
-                worker.kill()
             os._exit(128 + number)
         self.name = signal.Signals(number).name
         self._raise_if(self._raises)

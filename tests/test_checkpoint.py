@@ -87,6 +87,20 @@ def test_a_failed_save_leaves_the_older_ones_and_nothing_else(saved, monkeypatch
     assert sorted(p.name for p in root.iterdir()) == ["step-00000003", "step-00000007"]
 
 
+def test_what_is_there_already_is_replaced_whole(saved):
+    root, job, optimizer = saved
+    old = root / "step-00000007"
+    (old / "other").touch()
+    checkpoint.save(root, held(job, optimizer), {"step": 7, "new": True})
+    assert checkpoint.state_of(old)["new"] and sorted(p.name for p in old.iterdir()) == sorted(
+        FILES
+    )
+    for _ in range(2):
+        checkpoint.export(job.base_model(), job.tokenizer, root / "best")
+    assert checkpoint.fault(root / "best") is None
+    assert not [p for p in root.iterdir() if p.name.startswith(".")]
+
+
 def test_another_models_checkpoint_is_refused(saved, small):
     other = torch.nn.Linear(2, 2)
     with pytest.raises(Refusal, match="another model's checkpoint"):

@@ -24,6 +24,7 @@ from harness import (
 
 import checkpoint
 import progress
+import runlog
 from errors import CANNOT_WRITE, MISSING
 
 pytestmark = pytest.mark.fault
@@ -68,6 +69,19 @@ def test_a_failed_save_is_tried_again(small, plain, tmp_path, name, target, firs
     assert_clean(small, ended)
 
 
+def test_the_next_try_is_after_the_next_step_and_the_best_is_not_forgotten(
+    small, plain, tmp_path, name
+):
+    """The save of step 4, the best until 8, fails: 5 is saved out of turn, and 4 with it."""
+    command = arguments(small, name)
+    run(tmp_path, command, partial(failing, "checkpoint:save_file", 5, 5, errno.ENOSPC))
+    root = small / "runs" / name / "checkpoints"
+    assert [int(p.name[-2:]) for p in checkpoint.listed(root)] == [2, 3, 4, 5, 6, 8, 9, 10]
+    for file in FILES[:2]:
+        ours, theirs = (r / "step-00000004" / file for r in (root, plain / "checkpoints"))
+        assert ours.read_bytes() == theirs.read_bytes()
+
+
 def test_a_save_that_keeps_failing_ends_with_73_and_leaves_the_one_before(
     small, plain, tmp_path, name
 ):
@@ -92,6 +106,26 @@ def test_a_limit_on_the_size_of_files(small, plain, tmp_path, name, size):
 
 def _limit_files(size: int) -> None:
     fire(lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)))
+
+
+def test_a_log_without_room_keeps_its_lines_until_there_is_some(tmp_path):
+    """Cut anywhere, as the system takes what still fits; what cannot be made durable is said."""
+    path, limits = tmp_path / "metrics.jsonl", resource.getrlimit(resource.RLIMIT_FSIZE)
+    log = runlog.RunLog(path)
+    log.write("step", step=0)
+    for step in range(1, 9):
+        size = path.stat().st_size + 4 * step
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+        try:
+            log.write("step", step=step)
+            assert path.stat().st_size == size, "a part of the line is there"
+            with pytest.raises(OSError, match="File too large"):
+                log.sync()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        log.sync()
+    log.close()
+    assert [e["step"] for e in runlog.lines(path)] == list(range(9))
 
 
 def test_no_room_is_found_before_a_checkpoint_is_written(small, plain, tmp_path, name):
@@ -283,6 +317,7 @@ def test_the_state_of_a_run_that_took_the_directory_is_left_alone(small, plain, 
     folder, command = small / "runs" / name, arguments(small, name)
     ended = run(tmp_path, command, partial(_replace, str(folder), str(plain)))
     assert ended.process.exitcode == CANNOT_WRITE, ended.said()
+    assert "another directory has taken its place" in ended.said()
     for file in ("run_state.json", "metrics.jsonl"):
         assert (folder / file).read_bytes() == (plain / file).read_bytes()
 

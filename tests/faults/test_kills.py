@@ -144,6 +144,15 @@ def test_an_exception_on_one_rank_shows_its_traceback_and_ends_all(
     assert_clean(small, *started, *again)
 
 
+@pytest.mark.dist
+def test_of_two_that_fail_at_once_one_traceback_is_shown(small, tmp_path, name):
+    broken = partial(at, "train:backward", partial(fail, ValueError("a planted fault")), call=2)
+    started = ranks(tmp_path, arguments(small, name), {0: broken, 1: broken})
+    assert code_of(started) == 70 and all(trainer.fired() for trainer in started)
+    said = "".join(trainer.said() for trainer in started)
+    assert said.count("ValueError: a planted fault") == 1
+
+
 @pytest.mark.parametrize("kind", [MemoryError, "torch.OutOfMemoryError", "allocator"])
 def test_out_of_memory_is_70_with_the_settings_that_need_less(small, plain, tmp_path, name, kind):
     command = arguments(small, name)

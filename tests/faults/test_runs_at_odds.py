@@ -29,6 +29,7 @@ from harness import (
 )
 
 import checkpoint
+import files
 import monitor
 import rundir
 import runlog
@@ -107,6 +108,21 @@ def test_a_lock_file_that_nobody_holds_is_no_lock(small, plain, tmp_path, name):
     (small / "runs" / name).mkdir(parents=True)
     (small / "runs" / name / "lock").write_text("4711\n")
     assert_goes_on(small, name, arguments(small, name), plain)
+
+
+def test_a_lock_whose_file_is_unlinked_meanwhile_is_not_held(tmp_path, monkeypatch):
+    """A check removes its directory while another waits for the lock: that would be nobody's."""
+    path, lock, calls = tmp_path / "lock", files.fcntl.lockf, []
+
+    def unlinked_first(file, how):
+        calls.append(how)
+        if len(calls) == 1:
+            path.unlink()
+        lock(file, how)
+
+    monkeypatch.setattr(files.fcntl, "lockf", unlinked_first)
+    with files.hold(path) as held:
+        assert len(calls) == 2 and os.path.samestat(os.fstat(held.fileno()), os.stat(path))
 
 
 def test_a_check_deletes_nothing_but_a_lock(tmp_path):

@@ -70,6 +70,14 @@ def test_a_signal_with_workers_running(small, plain, tmp_path, name, target, cal
     assert_goes_on(small, name, command, plain)
 
 
+def test_a_signal_before_a_worker_has_learnt_to_ignore_it(small, plain, tmp_path, name):
+    """As when a terminal interrupts all of a group while the workers are being forked."""
+    early = partial(at, "signals:ignore_in_worker", partial(send, signal.SIGTERM))
+    ended = run(tmp_path, arguments(small, name, data__workers=2), early)
+    assert ended.process.exitcode == 0, ended.said()
+    assert_same(small / "runs" / name, plain)
+
+
 def _to_group(number: int) -> None:
     os.killpg(0, number)
 
