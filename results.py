@@ -356,9 +356,13 @@ def _headline(final: Mapping[str, object]) -> str:
 
 
 def _write_predictions(path: Path, job: Job, split: TokenisedSplit, logits: np.ndarray) -> None:
-    """A line a text: row of the file, label, prediction, probabilities, slices."""
+    """A line a text: row of the file, label, prediction, probabilities, tokens, slices.
+
+    Tokens are the text's own, before it is cut.
+    """
     names = job.corpus.label_names
     probability = metrics.softmax(logits)
+    tokens = np.diff(split.offsets)
     with replacing(path) as file:
         for i in range(len(split)):
             record = {
@@ -366,6 +370,7 @@ def _write_predictions(path: Path, job: Job, split: TokenisedSplit, logits: np.n
                 "label": names[split.labels[i]],
                 "predicted": names[int(logits[i].argmax())],
                 "probabilities": [round(float(p), 7) for p in probability[i]],
+                "tokens": int(tokens[i]),
             }
             record["slices"] = {c: names_[codes[i]] for c, (codes, names_) in split.slices.items()}
             file.write(json.dumps(record, ensure_ascii=False) + "\n")

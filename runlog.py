@@ -74,12 +74,14 @@ class RunLog:
 
 def read(path: Path) -> list[dict]:
     """The events that hold: torn or foreign lines and what a resume made void are left out."""
-    events: list[dict] = []
-    for event in lines(path):
+    kept: list[dict] = []
+    last = math.inf  # of all later resumes, the earliest step that one of them went on after
+    for event in reversed(list(lines(path))):
+        if (number(event.get("step")) or 0) <= last:
+            kept.append(event)
         if event["event"] == "resume" and (step := number(event.get("step", 0))) is not None:
-            events = [e for e in events if (number(e.get("step", 0)) or 0) <= step]
-        events.append(event)
-    return events
+            last = min(last, step)
+    return kept[::-1]
 
 
 def number(value: object) -> float | None:
@@ -97,12 +99,24 @@ def lines(path: Path) -> Iterator[dict]:
         return
     with file:
         while line := file.readline(MAX_LINE):  # a longer one comes in pieces, none of them whole
-            try:
-                event = json.loads(line.decode(errors="replace"))
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(event, dict) and isinstance(event.get("event"), str):
+            if event := parse(line):
                 yield event
+
+
+def parse(line: bytes) -> dict | None:
+    """The event of a line, or None if it holds none."""
+    text = line.decode(errors="replace")
+    try:
+        try:
+            event = json.loads(text)
+        except json.JSONDecodeError:
+            return None
+        except ValueError:  # an integer of thousands of digits, which Python does not convert
+            event = json.loads(text, parse_int=float)
+    except (ValueError, RecursionError):
+        return None
+    is_event = isinstance(event, dict) and isinstance(event.get("event"), str)
+    return event if is_event else None
 
 
 def comparable(events: list[dict]) -> list[dict]:
