@@ -30,6 +30,7 @@ class World:
     size: int
     device: torch.device
     stop: StopRequest = field(default_factory=StopRequest)
+    watch: Watch | None = None  # of many ranks
 
     @property
     def is_main(self) -> bool:
@@ -165,6 +166,19 @@ def pick_device(wanted: str, local_rank: int) -> torch.device:
     return torch.device("cpu")
 
 
+def visible_gpus() -> str | None:
+    """The UUIDs of the GPUs that torch sees, as CUDA_VISIBLE_DEVICES would name them.
+
+    Without torch's word for them that variable's own value, or None where it is not set.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    properties = [torch.cuda.get_device_properties(i) for i in range(count)]
+    uuids = [str(getattr(p, "uuid", "")).removeprefix("GPU-") for p in properties]
+    if uuids and all(uuids):
+        return ",".join(f"GPU-{uuid}" for uuid in uuids)
+    return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
 def restarts() -> int:
     """How often torchrun has started these ranks again."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0)
@@ -200,9 +214,9 @@ def process_group(
     place = pick_device(device, local_rank)
     if place.type == "cuda":
         torch.cuda.set_device(place)
-    world = World(rank, local_rank, size, place, stop or StopRequest())
+    stop = stop or StopRequest()
     if size == 1:
-        yield world
+        yield World(rank, local_rank, size, place, stop)
         return
     timeout = datetime.timedelta(seconds=timeout_s)
     store, _, _ = next(rendezvous("env://", rank, size, timeout=timeout))
@@ -210,8 +224,9 @@ def process_group(
     store = dist.PrefixStore(f"start {restarts()}", store)
     backend = "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
-    watch = Watch(store, rank, size, world.stop)
+    watch = Watch(store, rank, size, stop)
     watch.start()
+    world = World(rank, local_rank, size, place, stop, watch)
     try:
         yield world
         world.largest(0)  # all are done; over CPU, as NCCL's barrier takes GPU memory

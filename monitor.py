@@ -1,209 +1,80 @@
 #!/usr/bin/env python3
-"""Show a run from its directory, while it trains or afterwards. Reads only, and needs no torch.
+"""Show a run from its directory, while it trains or afterwards; compare runs, report on one.
 
-On a terminal a block of lines is redrawn every second until the run has ended; elsewhere the block
-is printed once, then a line for each new event.
+usage: monitor.py [RUN] [--once]      a picture that is redrawn; lines where there is no terminal
+       monitor.py [RUN] --report      write RUN/report.html, a page that stands alone
+       monitor.py [FOLDER] --list     all runs below a folder (runs/), the best first
+       monitor.py --compare RUN RUN ...
+       monitor.py [RUN] --export csv|tensorboard [--out PATH]
+
+RUN is a folder below runs/, by default the newest. Reads only, but for the report, and needs
+neither torch nor a service. Exit codes of --once: 0, 1 where there are alarms, 66 without a run.
 """
 
 import argparse
-import json
+import errno
 import os
-import shutil
 import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections import deque
 from pathlib import Path
 
-from tqdm import tqdm
-from tqdm.utils import disp_trim
+import screen
+import words
+from errors import MISSING, OK, USAGE, Refusal, printable
+from hardware import Machine, Recorder
+from history import LOG, Follower, gpus_of
+from view import View
 
-import hardware
-from errors import MISSING, OK, USAGE, printable
-from files import read_json
-from runlog import number
-
-LOG = "metrics.jsonl"
+ALARMED = 1
 EVERY_S = 1.0
-ENDED = ("completed", "preempted", "failed", "dead")
-PLAIN_WIDTH = 160  # of lines that go to a file or a pipe
-SCORES = ("f1_macro", "f1_positive", "accuracy", "roc_auc", "loss")
+RUNS = Path("runs")
+FINAL = ("completed", "failed")  # lines end here; what was preempted or killed may go on
 
 
-class Follower:
-    """The events of a log that may grow, as `runlog.read` gives them; reads only what is new."""
+class Watcher:
+    """A run that is followed, beside what this machine does."""
 
     def __init__(self, run: Path):
-        self.path = run / LOG
-        self.events: list[dict] = []
-        self._offset, self._torn = 0, b""
+        self.run, self.log = run, Follower(run)
+        self._looks: deque[dict] = deque(maxlen=1)
+        self._recorder: Recorder | None = None
 
-    def poll(self) -> list[dict]:
-        """The events appended since the last call; none while there is no log."""
-        try:
-            with open(self.path, "rb") as file:
-                if os.fstat(file.fileno()).st_size < self._offset:
-                    self.__init__(self.path.parent)  # another log under the same name
-                file.seek(self._offset)
-                data = file.read()
-        except OSError:
-            return []
-        self._offset += len(data)
-        *whole, self._torn = (self._torn + data).split(b"\n")
-        new = [e for e in map(_parse, whole) if isinstance(e.get("event"), str)]
-        for event in new:
-            if event["event"] == "resume" and (step := number(event.get("step", 0))) is not None:
-                self.events = [e for e in self.events if (number(e.get("step")) or 0) <= step]
-            self.events.append(event)
-        return new
+    def look(self) -> View:
+        """The run as it is now; the first look is at the log alone, as NVML may take seconds."""
+        self.log.poll()
+        return self.view()
 
-    def last(self, kind: str, **fields: object) -> dict:
-        """The last event of a kind whose `fields` are as given; empty where there is none."""
-        wanted = {"event": kind, **fields}
-        found = (e for e in reversed(self.events) if all(e.get(k) == v for k, v in wanted.items()))
-        return next(found, {})
+    def view(self) -> View:
+        """The run as of the last `look`."""
+        live = self._looks[0] if self._looks else None
+        return View(self.run, self.log.history, time.time(), live)
 
+    def watch_machine(self) -> None:
+        """Begin to look at this machine every second, beside."""
+        if self._recorder is None:
+            machine = Machine(self.run, self._gpus())
+            self._recorder = Recorder(machine, EVERY_S, self._looks.append)
+            self._recorder.start()
 
-def _parse(line: bytes) -> dict:
-    try:
-        value = json.loads(line.decode(errors="replace"))
-    except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
+    def look_once(self) -> None:
+        """Look at this machine now."""
+        machine = Machine(self.run, self._gpus())
+        time.sleep(0.1)  # what the CPU does is told of a span
+        self._looks.append(machine.look())
 
+    def close(self) -> None:
+        """Stop looking."""
+        if self._recorder:
+            self._recorder.stop()
 
-def _show(record: object, *names: str, form: str | None = None) -> str:
-    for name in names:
-        record = record.get(name) if isinstance(record, dict) else None
-    if form is not None:
-        record = None if (value := number(record)) is None else format(value, form)
-    return "n/a" if record is None else str(record)
-
-
-# --- what is shown --------------------------------------------------------------------------------
-
-
-def status(run: Path, log: Follower) -> dict:
-    """run_state.json, or the log's end where that is newer; a trainer that is gone is "dead"."""
-    for _ in range(2):  # a trainer may end between the look at its file and that at its process
-        state = read_json(run / "run_state.json") or {}
-        end = log.last("end")
-        if (number(end.get("time")) or 0) > (number(state.get("time")) or 0):
-            state |= end
-        state["is_here"] = state.get("host") == socket.gethostname()
-        if state.get("status") != "running" or not state["is_here"]:
-            return state
-        try:
-            os.kill(state.get("pid"), 0)  # sends nothing
-            return state
-        except ProcessLookupError:
-            continue
-        except (OSError, TypeError, OverflowError):  # another user's, or no process id at all
-            return state
-    return state | {"status": "dead", "reason": "its process is gone; start it again to go on"}
-
-
-def block(run: Path, log: Follower, width: int) -> list[str]:
-    """All that is shown of a run, as lines that fit; here alone text from it is made harmless."""
-    state, start, step = status(run, log), log.last("start"), log.last("step")
-    is_running = state.get("status") == "running"
-    scratch, why = start.get("from_scratch"), state.get("reason")
-    origin = "from scratch" if scratch is True else "pretrained" if scratch is False else "n/a"
-    lines = [
-        f"run       {run.resolve().name}",
-        f"model     {_show(start, 'config', 'model.name')} ({origin})",
-        f"status    {_show(state, 'status')} on {_show(state, 'host')}"
-        + (f": {why}" if why else ""),
-        _bar(start, step, min(width, 79), has_time_left=is_running),
-        f"training  loss {_show(step, 'loss', form='.4g')}  lr {_show(step, 'lr', form='.4g')}  "
-        f"gradient norm {_show(step, 'grad_norm', form='.4g')}  "
-        f"epoch {_show(step, 'epoch', form='.2f')}",
-        f"speed     {_show(step, 'examples_per_s', form=',.0f')} examples/s  "
-        f"{_show(step, 'tokens_per_s', form=',.0f')} tokens/s  "
-        f"padding {_show(step, 'padding_share', form='.0%')}  "
-        f"data wait {_show(step, 'data_wait_share', form='.0%')}",
-        *_scores(start, log),
-        *_machine(run, log, is_live=is_running and state["is_here"]),
-    ]
-    return [disp_trim(printable(line, width), width) for line in lines]
-
-
-def _bar(start: dict, step: dict, width: int, *, has_time_left: bool) -> str:
-    # No tqdm object: that goes by its own clock, which knows nothing of a run joined late.
-    steps = start.get("steps") if isinstance(start.get("steps"), dict) else {}
-    values = (step.get("step"), steps.get("total_steps"), step.get("step_s"))
-    done, total, step_s = (number(value) or 0 for value in values)
-    if not 0 <= done <= total or not 0 < total < 1e12:
-        return f"progress  step {_show(step, 'step', form='.0f')} of n/a"
-    return tqdm.format_meter(
-        int(done),
-        int(total),
-        elapsed=0,
-        rate=1 / step_s if 1e-9 < step_s < 1e9 else None,
-        ncols=width,
-        bar_format="{l_bar}{bar}| step {n_fmt}/{total_fmt}"
-        + (", {remaining} left" if has_time_left else ""),
-        ascii=not (sys.stdout.encoding or "").lower().startswith("utf"),
-    )
-
-
-def _scores(start: dict, log: Follower) -> Iterator[str]:
-    last = log.last("eval", split="validation")
-    best = log.last("eval", split="validation", best=True)
-    baselines = start.get("baselines") if isinstance(start.get("baselines"), dict) else {}
-    yield f"scores    on validation; best by {_show(start, 'config', 'evaluation.metric')}"
-    yield " " * 19 + "".join(name.rjust(12) for name in SCORES)
-    for name, row in (
-        (f"last, step {_show(last, 'step', form='.0f')}", last),
-        (f"best, step {_show(best, 'step', form='.0f')}", best),
-        ("majority", baselines.get("majority")),
-        ("tfidf", baselines.get("tfidf")),
-    ):
-        yield f"  {name:17}" + "".join(_show(row, k, form=".4f").rjust(12) for k in SCORES)
-
-
-def _machine(run: Path, log: Follower, *, is_live: bool) -> Iterator[str]:
-    record, why, age = log.last("hardware"), None, "now"
-    if is_live:
-        gpus, why = hardware.gpus()
-        record = {"gpus": gpus, **hardware.system(), "disk_free_gib": hardware.free_gib(run)}
-    else:
-        logged = number(record.get("time"))
-        age = "n/a" if logged is None else f"{(time.time() - logged) / 60:.1f} min ago"
-    gpus = record.get("gpus") if isinstance(record.get("gpus"), list) else []
-    load, cores = _show(record, "load", form=".2f"), _show(record, "cores", form=".0f")
-    count = len(gpus) if record else "n/a"
-    disk = _show(record, "disk_free_gib", form=",.1f")
-    yield (
-        f"machine   load {load} on {cores} cores, {_memory(record)}, disk {disk} GiB free, "
-        f"{count} GPUs ({age})"
-    )
-    if why:
-        yield f"  no GPU: {why}"
-    for gpu in gpus:
-        util, heat, power = (
-            _show(gpu, name, form=".0f") for name in ("util_percent", "temperature_c", "power_w")
-        )
-        yield (
-            f"  {_show(gpu, 'uuid')[:12]} {_show(gpu, 'name')[:24]}  {util} %  {_memory(gpu)}  "
-            f"{heat} C  {power} W"
-        )
-
-
-def _memory(record: object) -> str:
-    used, total = (_show(record, k, form=".1f") for k in ("memory_gib", "memory_total_gib"))
-    return f"{used} of {total} GiB"
-
-
-def plain_line(event: dict) -> str:
-    """One event on a line: its name and every single value."""
-    shown = (
-        f"{k} {_show(event, k, form=None if number(v) is None else '.6g')}"
-        for k, v in event.items()
-        if k not in ("event", "time") and not isinstance(v, dict | list)
-    )
-    return printable("  ".join([event["event"], *shown]), PLAIN_WIDTH)
+    def _gpus(self) -> str | None:
+        """The run's GPUs on this machine by UUID, as its log has them; else our environment's."""
+        record = self.log.history.hardware.get(socket.gethostname(), {})
+        uuids = [str(gpu.get("uuid")) for gpu in gpus_of(record)]
+        return ",".join(uuids) if uuids else os.environ.get("CUDA_VISIBLE_DEVICES")
 
 
 # --- following ------------------------------------------------------------------------------------
@@ -211,65 +82,180 @@ def plain_line(event: dict) -> str:
 
 def find(asked: Path | None) -> Path | None:
     """The run asked for, else the newest below runs/ by its log; None while there is no log."""
-    logs = Path("runs").glob(f"*/{LOG}") if asked is None else [asked / LOG]
-    times = {log.parent: os.path.getmtime(log) for log in logs if os.path.isfile(log)}
+    logs = RUNS.glob(f"*/{LOG}") if asked is None else [asked / LOG]
+    times = {}
+    for log in logs:
+        if os.path.isfile(log):
+            times[log.parent] = os.path.getmtime(log)
     return max(times, key=times.get, default=None)
 
 
-def follow(run: Path, *, once: bool) -> None:
-    """Show a run until it has ended or its trainer is dead, or only what is known of it now."""
-    is_live = not once and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
-    log, has_ended = Follower(run), once
-    log.poll()
-    width = shutil.get_terminal_size().columns - 1 if sys.stdout.isatty() else PLAIN_WIDTH
-    if not is_live:
-        print(*block(run, log, width), sep="\n", flush=True)
+def wait_for(asked: Path | None) -> Path:
+    """The run, once there is one; says what it waits for."""
+    is_told = False
+    while (run := find(asked)) is None:
+        if not is_told:
+            print(f"no run yet: waiting for {_place(asked)}", flush=True)
+        is_told = True
+        time.sleep(EVERY_S)
+    return run
+
+
+def follow_on_screen(asked: Path | None) -> None:
+    """Draw a run every second until the user leaves; of no run in particular, the newest."""
+    from terminal import Terminal
+
+    style = {"colour": screen.has_colour(os.environ)}
+    style |= {"unicode": screen.is_unicode(sys.stdout.encoding)}
+    watcher = Watcher(wait_for(asked))
+    keys, pause_s, lines = "", 0.2, []  # that long this machine is looked at first
     try:
-        if is_live:
-            print("\x1b[?1049h\x1b[?25l", end="")  # the terminal's other screen, without a cursor
-        while not has_ended:
-            has_ended = status(run, log).get("status") in ENDED
-            new = log.poll()  # after that look, so that nothing is missed
-            if is_live:
-                columns, rows = shutil.get_terminal_size()
-                lines = [f"{line}\x1b[K\n" for line in block(run, log, columns - 1)[: rows - 1]]
-                print("\x1b[H", *lines, "\x1b[J", sep="", end="", flush=True)
-            elif new:
-                print(*map(plain_line, new), sep="\n", flush=True)
-            time.sleep(0 if has_ended else EVERY_S)
-    finally:
-        if is_live:
-            print("\x1b[?25h\x1b[?1049l", end="", flush=True)
-            print(*block(run, log, width), sep="\n", flush=True)
+        with Terminal() as terminal:
+            while not {"q", "Q", "\x04"} & set(keys):
+                view = watcher.look()
+                lines = screen.draw(view, *terminal.size, **style)
+                terminal.draw(lines)
+                if view.is_live:
+                    watcher.watch_machine()
+                keys, pause_s = terminal.wait(pause_s), EVERY_S
+                newest = find(asked)
+                if newest not in (None, watcher.run) and not view.is_running:
+                    watcher.close()
+                    watcher = Watcher(newest)
+    except KeyboardInterrupt:
+        pass
+    print(*lines, sep="\n")  # the last picture stays to be read
+
+
+def follow_in_lines(asked: Path | None) -> None:
+    """Tell what is known of a run, then a line for each event and alarm until it has ended."""
+    watcher = Watcher(wait_for(asked))
+    view = watcher.look()
+    print(*words.tell(view), sep="\n", flush=True)
+    has_ended = view.state.get("status") in FINAL
+    while not has_ended:
+        time.sleep(EVERY_S)
+        has_ended = watcher.view().state.get("status") in FINAL
+        for event in watcher.log.new():  # after that look, so that nothing is missed
+            print(words.event_line(event), flush=True)
+        known, view = {alarm.code for alarm in view.alarms}, watcher.view()
+        if {alarm.code for alarm in view.alarms} - known:
+            print(*words.alarms(view), sep="\n", flush=True)
+
+
+def show_once(asked: Path | None) -> int:
+    """Tell what is known of a run now."""
+    run = find(asked)
+    if run is None:
+        raise Refusal(MISSING, f"no run: there is no {_place(asked)}")
+    watcher = Watcher(run)
+    view = watcher.look()
+    if view.is_live:
+        watcher.look_once()
+        view = watcher.view()
+    print(*words.tell(view), sep="\n", flush=True)
+    return ALARMED if view.alarms else OK
+
+
+def _place(asked: Path | None) -> str:
+    return printable((asked or RUNS / "*") / LOG, 200)
+
+
+# --- from the command line ------------------------------------------------------------------------
+
+
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
+    """The command line; SystemExit for one that cannot be meant."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        allow_abbrev=False,
+        usage=argparse.SUPPRESS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run", nargs="?", type=Path, help="a folder below runs/, or runs/ itself")
+    chosen = parser.add_mutually_exclusive_group()
+    chosen.add_argument("--once", action="store_true", help="tell what is known and leave")
+    chosen.add_argument("--list", action="store_true", help="all runs, the best first")
+    chosen.add_argument("--compare", nargs="+", type=Path, metavar="RUN")
+    chosen.add_argument("--report", action="store_true", help="write report.html into the run")
+    chosen.add_argument("--export", choices=("csv", "tensorboard"))
+    parser.add_argument("--out", type=Path, help="of --export: a file for csv, else a folder")
+    args = parser.parse_args(argv)
+    if args.compare and args.run:
+        parser.error("name all runs after --compare")
+    if args.out and not args.export:
+        parser.error("--out goes with --export")
+    return args
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the monitor; the exit code of errors.py."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
-    parser.add_argument("run", nargs="?", type=Path, help="default: the newest below runs/")
-    parser.add_argument("--once", action="store_true", help="print what is known and leave")
+    """Run the monitor; the exit code of errors.py, or 1 where --once has alarms."""
     try:
-        args = parser.parse_args(argv)
+        args = parse_arguments(sys.argv[1:] if argv is None else argv)
     except SystemExit as end:
         return USAGE if end.code else OK
-    where = printable((args.run or Path("runs/*")) / LOG, 200)
-    is_waiting = False
     try:
-        while (run := find(args.run)) is None:
-            if args.once:
-                print(f"no run: there is no {where}", file=sys.stderr)
-                return MISSING
-            if not is_waiting:
-                print(f"no run yet: waiting for {where}", flush=True)
-            is_waiting = True
-            time.sleep(EVERY_S)
-        follow(run, once=args.once)
+        return act(args)
+    except Refusal as error:
+        print(error.message, file=sys.stderr)
+        return error.exit_code
     except KeyboardInterrupt:
-        pass
+        return OK
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.EIO):
+            raise
+        # Its reader has seen enough, or its terminal was closed.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+
+
+def act(args: argparse.Namespace) -> int:
+    """Do what the command line asks for; Refusal for what cannot be done."""
+    width = os.get_terminal_size().columns if sys.stdout.isatty() else None
+    if args.list:
+        import compare
+
+        print(*compare.list_runs(args.run or RUNS, width), sep="\n")
+    elif args.compare:
+        import compare
+
+        print(*compare.compare_runs(args.compare, width), sep="\n")
+    elif args.report or args.export:
+        run = find(args.run)
+        if run is None:
+            raise Refusal(MISSING, f"no run: there is no {_place(args.run)}")
+        return _write_report(run) if args.report else _export(run, args.export, args.out)
+    elif args.once:
+        return show_once(args.run)
+    elif sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb":
+        follow_on_screen(args.run)
+    else:
+        follow_in_lines(args.run)
+    return OK
+
+
+def _write_report(run: Path) -> int:
+    import report
+
+    print(report.write_report(run))
+    return OK
+
+
+def _export(run: Path, form: str, out: Path | None) -> int:
+    import export
+
+    if form == "tensorboard":
+        folder = out or Path("tensorboard", run.resolve().name)
+        count = export.export_tensorboard(run, folder)
+        print(f"{count:,} numbers in {printable(folder, 300)}; tensorboard --logdir shows them")
+    elif out is None:
+        export.export_csv(run, sys.stdout)
+    else:
+        export.write_csv(run, out)
     return OK
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # restores the screen
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     sys.stdout.reconfigure(errors="backslashreplace")  # names may not fit the terminal's encoding
     sys.exit(main())

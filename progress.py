@@ -127,8 +127,9 @@ class Saver:
         times = {"seconds": seconds, "paused_s": seconds if paused_s is None else paused_s}
         rounded = {name: round(value, 3) for name, value in times.items()}
         folder = checkpoint.folder_of(self.run.checkpoints, state.step).name
-        self.log.write("checkpoint", step=state.step, folder=folder, **rounded)
-        self._warn_if_low(checkpoint.size_of(files))
+        size = checkpoint.size_of(files)
+        self.log.write("checkpoint", step=state.step, folder=folder, bytes=size, **rounded)
+        self._warn_if_low(size)
 
     def _write(self, files: dict, state: Progress) -> None:
         run, metric = self.run, self.job.cfg.evaluation.metric

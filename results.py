@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -54,11 +55,17 @@ def score_baselines(job: Job, split: TokenisedSplit) -> dict[str, dict[str, obje
     }
 
 
+def deciding(job: Job, scores: Mapping[str, object]) -> float:
+    """The value of evaluation.metric, as it is read."""
+    metric = job.cfg.evaluation.metric
+    return metrics.natural(metric, metrics.select(metric, scores))
+
+
 def evaluation_line(job: Job, progress: Progress, scores: Mapping[str, object]) -> str:
     """One evaluation for the terminal: the deciding score, loss, and whether it is the best."""
     metric = job.cfg.evaluation.metric
     epoch = progress.step / job.steps.steps_per_epoch
-    value = metrics.natural(metric, metrics.select(metric, scores))
+    value = deciding(job, scores)
     parts = [f"step {progress.step}, epoch {epoch:.2f}: validation {metric} {value:.4f}"]
     if metric != "f1_macro" and scores["f1_macro"] is not None:
         parts.append(f"f1_macro {scores['f1_macro']:.4f}")
@@ -147,6 +154,7 @@ def start(job: Job, run: RunDir, log: RunLog, console: Console, world: World) ->
     log.write(
         "start",
         run=run.path.name,
+        host=socket.gethostname(),
         config=config.flatten(job.cfg),
         from_scratch=job.source.is_scratch,
         environment=environment(world),
@@ -172,7 +180,7 @@ def start(job: Job, run: RunDir, log: RunLog, console: Console, world: World) ->
     say(f"  {job.steps}")
     say(f"  lr {job.cfg.optimizer.lr:g} at step {job.steps.warmup_steps}, then down a cosine")
     metric = job.cfg.evaluation.metric
-    held = {name: metrics.natural(metric, metrics.select(metric, s)) for name, s in scores.items()}
+    held = {name: deciding(job, s) for name, s in scores.items()}
     say(f"  to beat: validation {metric} " + ", ".join(f"{n} {v:.4f}" for n, v in held.items()))
 
 

@@ -35,10 +35,10 @@ from check import check
 from config import Config
 from console import Console
 from corpus import TokenisedSplit
-from ddp import World, process_group, restarts
+from ddp import World, process_group, restarts, visible_gpus
 from errors import BAD_CONFIG, CRASH, NON_FINITE, OK, STOPPED, USAGE, Refusal
 from files import writing
-from hardware import Recorder
+from hardware import Machine, Recorder
 from meter import Estimate, Meter, in_words
 from optimizer import make_optimizer, set_lr, update
 from prepare import Job, keep_cut, prepare, workload
@@ -215,7 +215,8 @@ def train(
         if due(progress.step, cfg.evaluation.every, job):
             scores = evaluate_and_judge(job, progress, world)
             is_best = progress.best_step == progress.step
-            log.write("eval", step=progress.step, split="validation", best=is_best, **scores)
+            fields = {"best": is_best, "value": results.deciding(job, scores)}
+            log.write("eval", step=progress.step, split="validation", **fields, **scores)
             console.say(results.evaluation_line(job, progress, scores))
             meter.restart()
         asked = STOP if stop.is_set(progress.step) else SAVE * saver.owes(progress.step)
@@ -274,14 +275,10 @@ def run_training(cfg: Config, world: World, console: Console, *, strict: bool) -
     if fitted and cfg.train.micro_batch_tokens == "auto":
         job = keep_cut(job, fitted, console.say)
     log = world.one_at_first(lambda: open_log(run)) or RunLog(None)
-    recorder = Recorder(
-        lambda fields: log.write("hardware", **fields),
-        job.cfg.log.hardware_s,
-        run.path if run else None,
-    )
+    recorder = hardware_recorder(job.cfg, world, run, log)
     try:
         world.one_at_first(lambda: results.start(job, run, log, console, world))
-        if run:
+        if world.local_rank == 0:
             recorder.start()
         with memory_explained(job.cfg), saving(job, run, log, console, world.device) as saver:
             progress, reason = train(job, world, saver, log, console)
@@ -305,6 +302,15 @@ def run_training(cfg: Config, world: World, console: Console, *, strict: bool) -
         if run:
             run.close()
     return OK
+
+
+def hardware_recorder(cfg: Config, world: World, run: RunDir | None, log: RunLog) -> Recorder:
+    """What watches this machine, one on each: rank 0's writes to the log, others' tell it."""
+    machine = Machine(run.path if run else None, visible_gpus())
+    if not world.is_main:
+        return Recorder(machine, cfg.log.hardware_s, world.watch.post)
+    others = world.watch.posts if world.watch else list
+    return Recorder(machine, cfg.log.hardware_s, lambda r: log.write("hardware", **r), others)
 
 
 def final_logits(job: Job, world: World) -> dict[str, np.ndarray]:

@@ -4,6 +4,7 @@ Through the store of the process group, beside the collectives, which are silent
 """
 
 import contextlib
+import json
 import os
 import socket
 import threading
@@ -29,6 +30,7 @@ class Watch(threading.Thread):
         store = store.clone() if hasattr(store, "clone") else store
         self._store = PrefixStore("watch", store)
         self._rank, self._size, self._request = rank, size, stop
+        self._seen: dict[int, str] = {}  # what was last posted, by rank
         self._parents = [os.getppid()]
         if launcher := os.environ.get("LAUNCHER_PID"):
             self._parents.append(int(launcher))
@@ -57,6 +59,18 @@ class Watch(threading.Thread):
         """Let the other ranks know that this one has crashed."""
         _within(ANSWER_S, lambda: self._store.set("failed", str(self._rank)))
 
+    def post(self, record: dict[str, object]) -> None:
+        """Leave a record for rank 0, in place of this rank's last one."""
+        text = json.dumps(record | {"posted": time.time()})
+        _within(ANSWER_S, lambda: self._store.set(f"record {self._rank}", text))
+
+    def posts(self) -> list[dict[str, object]]:
+        """The records that other ranks have posted since the last call."""
+        texts = _within(ANSWER_S, lambda: self._values("record")) or {}
+        new = [text for rank, text in texts.items() if self._seen.get(rank) != text]
+        self._seen |= texts
+        return [json.loads(text) for text in new]
+
     def silent(self) -> list[str]:
         """The ranks without a sign of life, as "rank 1 (process 4711 on node3)"; takes seconds."""
         before = _within(ANSWER_S, self._beats)
@@ -71,9 +85,13 @@ class Watch(threading.Thread):
         ]
 
     def _beats(self) -> dict[int, list[str]]:
-        names = {rank: f"rank {rank}" for rank in range(self._size)}
+        return {rank: beat.split() for rank, beat in self._values("rank").items()}
+
+    def _values(self, kind: str) -> dict[int, str]:
+        """What the store has of each rank under its name of this kind."""
+        names = {rank: f"{kind} {rank}" for rank in range(self._size)}
         there = {rank: name for rank, name in names.items() if self._store.check([name])}
-        return {rank: self._store.get(name).decode().split() for rank, name in there.items()}
+        return {rank: self._store.get(name).decode() for rank, name in there.items()}
 
     def close(self) -> None:
         """End the thread, unless it waits for a store that does not answer."""
