@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from history import History
-from runlog import number
+from runlog import number, part
 from schedule import lr_factor
 
 POINTS = 1000  # of a curve that are looked at
@@ -21,6 +21,7 @@ LOOKS = 6  # at a GPU, in a row
 IDLE_PERCENT = 20.0
 WAITING_SHARE = 0.3
 LOW_GIB = 1.0
+HUGE = 1e50
 
 
 @dataclass(frozen=True)
@@ -139,14 +140,17 @@ def overfitting(history: History) -> Alarm | None:
 
 
 def collapsed(history: History) -> Alarm | None:
-    """The last two evaluations predicted one class for all but every texts."""
+    """The last two evaluations predicted one class for all but every text.
+
+    Not early in a run: many begin so.
+    """
     evals = history.evaluations()[-2:]
     shares = [max(s) for e in evals if (s := shares_of(e))]
-    done, warmup = history.last("step"), history.plan("warmup_steps")
+    warmup, total = history.plan("warmup_steps"), history.plan("total_steps")
     balance = _baseline(history, "majority", "accuracy")
     if len(shares) < 2 or min(shares) < 0.99 or (balance or 0) > 0.97:
         return None
-    if done is not None and warmup is not None and evals[0]["step"] <= warmup:
+    if evals[0]["step"] <= (warmup or 0) or evals[1]["step"] < 0.4 * (total or 0):
         return None
     labels = history.start.get("labels")
     last = shares_of(evals[-1])
@@ -299,13 +303,12 @@ def _levels(history: History) -> list[float]:
 
 
 def _finite(values: Iterable[float]) -> list[float]:
-    return [v for v in values if math.isfinite(v)]
+    """Those that are numbers, none so large that its square is not."""
+    return [max(-HUGE, min(HUGE, v)) for v in values if math.isfinite(v)]
 
 
 def _baseline(history: History, name: str, score: str) -> float | None:
-    baselines = history.start.get("baselines")
-    row = baselines.get(name) if isinstance(baselines, dict) else None
-    return number(row.get(score)) if isinstance(row, dict) else None
+    return number(part(part(history.start, "baselines"), name).get(score))
 
 
 def _best_score(history: History) -> float | None:

@@ -135,6 +135,15 @@ def read_splits(cfg: DataConfig, *, seed: int) -> Splits:
     )
 
 
+def texts_by_row(file: str | Path, cfg: DataConfig) -> dict[int, tuple[str, str]]:
+    """Row -> (text, label) of a data file that `cfg` describes, as `read_splits` has them.
+
+    Raises Refusal 66 or 65 as that does.
+    """
+    table = _read(str(file), cfg, [])
+    return dict(zip(table.rows, zip(table.texts, table.labels, strict=True), strict=True))
+
+
 def file_hash(path: str | Path) -> str:
     """sha256 of a file's bytes, or Refusal 66."""
     with _opened(path) as file:

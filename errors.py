@@ -28,5 +28,6 @@ class Refusal(Exception):
 
 def printable(text: object, limit: int = 80) -> str:
     """`text` on one line of at most `limit` characters, control and bidirectional marks escaped."""
-    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+    shown = str(text)[: limit + 1]
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
     return line if len(line) <= limit else line[: limit - 3] + "..."

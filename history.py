@@ -12,7 +12,7 @@ from itertools import compress
 from pathlib import Path
 
 from files import open_regular, read_json
-from runlog import MAX_LINE, number, parse
+from runlog import MAX_LINE, number, parse, part
 
 LOG = "metrics.jsonl"
 STEP = (
@@ -77,10 +77,11 @@ class Series:
 class History:
     """What the events of a log amount to; those that a resume made void are left out.
 
-    start, end, hardware: the last such event, of each machine for hardware. steps, machines, gpus:
-    numbers over time. evals, checkpoints: events, without their tables. nonfinite: the steps whose
-    loss or gradient norm was not finite. moved_at: when training last got on, unix s; longest_s:
-    the longest that it has taken to since the last start.
+    start, end, hardware: the last such event, of each machine for hardware; of the end's results
+    the test scores. steps, machines, gpus: numbers over time. evals, checkpoints: events, without
+    their tables. nonfinite: the steps whose loss or gradient norm was not finite. heard_at,
+    moved_at: when anything, and when training, was last told of, unix s; longest_s: the longest
+    that training has taken to get on since the last start.
     """
 
     def __init__(self) -> None:
@@ -127,6 +128,8 @@ class History:
             self.start, self.end, self.starts = event, {}, self.starts + 1
         elif kind == "end":
             self.end = {k: v for k, v in event.items() if k != "results"}
+            scores = part(part(event, "results"), "test").items()
+            self.end["test"] = {k: v for k, v in scores if not isinstance(v, dict | list)}
         elif kind == "resume" and number(event.get("step", 0)) is not None:
             self._forget_after(step)
 
@@ -174,13 +177,11 @@ class History:
 
     def setting(self, name: str) -> object:
         """A setting's value by full key, None where the log has none."""
-        config = self.start.get("config")
-        return config.get(name) if isinstance(config, dict) else None
+        return part(self.start, "config").get(name)
 
     def plan(self, name: str) -> float | None:
         """A number of the step arithmetic, such as total_steps."""
-        steps = self.start.get("steps")
-        return number(steps.get(name)) if isinstance(steps, dict) else None
+        return number(part(self.start, "steps").get(name))
 
 
 def gpus_of(event: dict) -> list[dict]:

@@ -56,14 +56,17 @@ class Watcher:
         """Begin to look at this machine every second, beside."""
         if self._recorder is None:
             machine = Machine(self.run, self._gpus())
-            self._recorder = Recorder(machine, EVERY_S, self._looks.append)
+            self._recorder = Recorder(machine, EVERY_S, self._note)
             self._recorder.start()
 
     def look_once(self) -> None:
         """Look at this machine now."""
         machine = Machine(self.run, self._gpus())
         time.sleep(0.1)  # what the CPU does is told of a span
-        self._looks.append(machine.look())
+        self._note(machine.look())
+
+    def _note(self, record: dict) -> None:
+        self._looks.append(record | {"time": time.time()})
 
     def close(self) -> None:
         """Stop looking."""

@@ -91,6 +91,12 @@ def number(value: object) -> float | None:
     return float(value) if abs(value) < 1e300 else None  # nor NaN, infinite, too long for a float
 
 
+def part(record: object, name: str) -> dict:
+    """The object of that name within an event, which may hold anything; empty for what is none."""
+    value = record.get(name) if isinstance(record, dict) else None
+    return value if isinstance(value, dict) else {}
+
+
 def lines(path: Path) -> Iterator[dict]:
     """Every well-formed event of a log in the order written; none where there is no log."""
     try:

@@ -9,7 +9,7 @@ from tqdm.utils import disp_trim
 
 from errors import printable
 from history import gpus_of
-from runlog import number
+from runlog import number, part
 from view import MISSING, SCORES, View, figure, in_words, memory, reasons
 
 LABEL = 14  # columns
@@ -76,9 +76,8 @@ def _head(view: View, width: int, unicode: bool) -> list[Row]:
     if view.history.starts > 1:
         told += f" (start {view.history.starts})"
     parameters = number(start.get("parameters"))
-    environment = start.get("environment") if isinstance(start.get("environment"), dict) else {}
-    counts = start.get("data") if isinstance(start.get("data"), dict) else {}
-    data = "  ".join(f"{name} {figure(n, ',.0f')}" for name, n in list(counts.items())[:4])
+    environment, counts = part(start, "environment"), list(part(start, "data").items())
+    data = "  ".join(f"{name} {figure(n, ',.0f')}" for name, n in counts[:4])
     labels = start.get("labels")
     classes = f"  {len(labels)} classes" if isinstance(labels, list) else ""
     positive = start.get("positive_label")
@@ -162,9 +161,9 @@ def _speed(view: View, width: int) -> list[Row]:
 def _fitting(parts: list[str], width: int) -> str:
     """As many of the parts as there is room for: none is cut."""
     text = parts[0]
-    for part in parts[1:]:
-        if LABEL + len(text) + 2 + len(part) <= width:
-            text += f"  {part}"
+    for more in parts[1:]:
+        if LABEL + len(text) + 2 + len(more) <= width:
+            text += f"  {more}"
     return text
 
 

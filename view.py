@@ -9,7 +9,7 @@ from pathlib import Path
 import alarms
 from alarms import Alarm
 from history import History, status
-from runlog import number
+from runlog import number, part
 
 # In the order in which they are shown as the width allows.
 SCORES = (
@@ -17,6 +17,7 @@ SCORES = (
     *("precision", "recall", "calibration_error", "f1_weighted"),
 )
 PACE = 200  # logged steps whose pace tells the time left
+NOW_S = 3.0  # a look at the machine is of now; an older one, say of a hanging NVML, is not
 MISSING = "n/a"
 
 
@@ -69,23 +70,28 @@ class View:
             # Logs of earlier versions do not name the host: those records are of rank 0's.
             host = self.live.get("host")
             records.pop(host if host in records else "", None)
-            shown.append((self.live, "now"))
-        for record in records.values():
-            logged = number(record.get("time"))
-            age = MISSING if logged is None else f"{in_words(max(0, self.now - logged))} ago"
-            shown.append((record, age))
-        return shown
+            shown.append((self.live, self._age(self.live)))
+        return shown + [(record, self._age(record)) for record in records.values()]
+
+    def _age(self, record: dict) -> str:
+        taken = number(record.get("time"))
+        if taken is None:
+            return MISSING
+        age_s = max(0, self.now - taken)
+        return "now" if age_s < NOW_S else f"{in_words(age_s)} ago"
 
     def scores(self) -> list[tuple[str, dict]]:
-        """Rows of validation scores: the last and the best evaluation, and what is to be beaten."""
-        evals, start = self.history.evaluations(), self.history.start
-        baselines = start.get("baselines") if isinstance(start.get("baselines"), dict) else {}
+        """Rows of validation scores: the last and the best evaluation, and what is to be beaten.
+
+        Then those of the test set, once the run is finished.
+        """
+        evals, baselines = self.history.evaluations(), part(self.history.start, "baselines")
         last, best = evals[-1] if evals else {}, self.history.best()
         rows = [(f"last, step {figure(last.get('step'), '.0f')}", last)] if last else []
         rows += [(f"best, step {figure(best.get('step'), '.0f')}", best)] if best else []
         named = (("TF-IDF", "tfidf"), ("majority", "majority"))
-        rows += [(name, baselines[k]) for name, k in named if isinstance(baselines.get(k), dict)]
-        return rows
+        rows += [(name, row) for name, k in named if (row := part(baselines, k))]
+        return rows + ([("test set", test)] if (test := self.history.end.get("test")) else [])
 
     def bad_evaluations(self) -> int:
         """Evaluations since the best one."""
@@ -173,8 +179,7 @@ def memory(record: dict) -> str:
 
 def reasons(record: dict) -> list[str]:
     """Why fields of a GPU are n/a: "power_w: Not Supported", alike ones together."""
-    told = record.get("unavailable")
     by_reason: dict[str, list[str]] = {}
-    for name, reason in told.items() if isinstance(told, dict) else ():
+    for name, reason in part(record, "unavailable").items():
         by_reason.setdefault(str(reason), []).append(str(name))
     return [f"{', '.join(names)}: {reason}" for reason, names in by_reason.items()]

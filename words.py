@@ -2,7 +2,7 @@
 
 from errors import printable
 from history import gpus_of
-from runlog import number
+from runlog import number, part
 from view import MISSING, SCORES, View, figure, in_words, memory, reasons
 
 MAX_LINE = 300  # characters of a line of an event
@@ -37,8 +37,7 @@ def _what(view: View) -> list[str]:
     start, state = view.history.start, view.state
     why = f": {state['reason']}" if state.get("reason") else ""
     held = ", but held (Ctrl-Z or SIGSTOP)" if state.get("is_stopped") else ""
-    counts = start.get("data") if isinstance(start.get("data"), dict) else {}
-    data = ", ".join(f"{name} {figure(n, ',.0f')}" for name, n in counts.items())
+    data = ", ".join(f"{name} {figure(n, ',.0f')}" for name, n in part(start, "data").items())
     model = view.history.setting("model.name") or MISSING
     return [
         f"Run {view.run.resolve().name}",

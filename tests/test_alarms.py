@@ -160,7 +160,7 @@ def test_one_class_at_first_is_how_runs_begin(tmp_path):
         lines = [json.loads(line) for line in text.split(b"\n")[:-1]]
         return codes(History.of(lines), {"status": "running"})
 
-    assert of(*one_class(4)) == of(*one_class(3, 6)) == set()
+    assert of(*one_class(4)) == of(*one_class(3, 20)) == of(*one_class(5, 15)) == set()
     assert of(*one_class(10, 20)) == {"collapsed"}
     assert of(*one_class(10, 20, shares=(0.98, 0.02))) == set()
     assert of(*one_class(10, 20), evaluation(30, 0.6, best=True)) == set()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from config import DataConfig
-from data import Splits, file_hash, normalised, read_splits
+from data import Splits, file_hash, normalised, read_splits, texts_by_row
 from errors import BAD_DATA, MISSING, Refusal
 
 TEXTS = ["null", "NA", "None", " 'n\"a' ", "two\nlines\r\nthree", "a,b\tc"]
@@ -362,3 +362,21 @@ def test_public_sets_are_read_as_they_are(tmp_path, name):
     texts = splits.train.texts + splits.validation.texts
     assert len(texts) == 40 and all(text.split()[-2:] for text in texts)
     assert splits.label_names[splits.positive] in ("1", "True")
+
+
+def test_texts_by_row_are_those_of_the_splits(tmp_path):
+    records = [*rows(40), {"text": " ", "label": "1"}, {"text": "last", "label": "0"}]
+    cfg = DataConfig(
+        train=write(tmp_path / "train.csv", records), validation=None, test=None, bad_rows="skip"
+    )
+    found = texts_by_row(cfg.train, cfg)
+    validation = read_splits(cfg, seed=0).validation
+    assert len(validation.texts) > 2
+    for row, text, label in zip(
+        validation.rows.tolist(), validation.texts, validation.labels, strict=True
+    ):
+        assert found[row] == (text, str(label))
+    assert 41 not in found and found[42] == ("last", "0")
+    with pytest.raises(Refusal) as caught:
+        texts_by_row(tmp_path / "none.csv", cfg)
+    assert caught.value.exit_code == MISSING

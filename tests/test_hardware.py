@@ -1,11 +1,14 @@
 """What a GPU does not tell is None with its reason; nothing that NVML does ends a look."""
 
+import shutil
+import subprocess
 import sys
 import types
 from types import SimpleNamespace
 
 import pytest
 
+import ddp
 import hardware
 
 GIB = 1 << 30
@@ -220,3 +223,41 @@ def test_a_recorder_looks_at_once_and_gives_what_other_machines_told(nvml):
     recorder.stop()
     assert not recorder.is_alive() and [r["host"] for r in seen] == [seen[0]["host"], "node2"]
     assert len(seen[0]["gpus"]) == 3
+
+
+@pytest.mark.skipif(shutil.which("nvidia-smi") is None, reason="there is no NVIDIA GPU here")
+def test_what_is_told_of_real_gpus_is_what_nvidia_smi_tells():
+    asked = "uuid,name,memory.total,memory.used,temperature.gpu"
+    command = ["nvidia-smi", f"--query-gpu={asked}", "--format=csv,noheader,nounits"]
+    told = subprocess.check_output(command, text=True).splitlines()
+    rows = [line.split(", ") for line in told]
+    found, why = hardware.gpus()
+    assert why is None and len(found) == len(rows) > 0
+    for gpu, (uuid, name, total_mib, used_mib, heat) in zip(found, rows, strict=True):
+        assert (gpu["uuid"], gpu["name"]) == (uuid, name)
+        assert gpu["memory_total_gib"] == pytest.approx(float(total_mib) / 1024, abs=0.01)
+        assert gpu["memory_gib"] == pytest.approx(float(used_mib) / 1024, abs=1)
+        assert abs(gpu["temperature_c"] - float(heat)) <= 10
+    assert hardware.gpus(rows[-1][0])[0][0]["uuid"] == rows[-1][0]
+
+
+@pytest.mark.parametrize(
+    ("uuids", "setting", "expected"),
+    [
+        (["aa-1", "bb-2"], "1,0", "GPU-aa-1,GPU-bb-2"),  # torch's word, whatever its order
+        (["GPU-aa-1"], None, "GPU-aa-1"),
+        ([], "0", "0"),
+        ([None], "3", "3"),  # a torch that does not tell
+        ([], None, None),
+    ],
+)
+def test_the_trainer_names_its_gpus_by_uuid(monkeypatch, uuids, setting, expected):
+    properties = [SimpleNamespace(uuid=u) if u else SimpleNamespace() for u in uuids]
+    monkeypatch.setattr(ddp.torch.cuda, "is_available", lambda: bool(uuids))
+    monkeypatch.setattr(ddp.torch.cuda, "device_count", lambda: len(uuids))
+    monkeypatch.setattr(ddp.torch.cuda, "get_device_properties", properties.__getitem__)
+    if setting is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", setting)
+    assert ddp.visible_gpus() == expected

@@ -91,9 +91,12 @@ def test_how_old_a_look_is_and_of_which_machine(tmp_path):
     shown = view(tmp_path, *EVENTS, *records)
     text = "\n".join(draw(shown))
     assert "2 h 05 min ago" in text and "node2" in text and "5 s ago" in text
-    here = View(shown.run, shown.history, NOW, MACHINE | {"host": "node1", "cpu_percent": 11.0})
+    look = MACHINE | {"host": "node1", "cpu_percent": 11.0, "time": NOW}
+    here = View(shown.run, shown.history, NOW, look)
     text = "\n".join(draw(here))
     assert "now:  CPU 11 %" in text and "2 h 05 min ago" not in text and "node2" in text
+    hangs = View(shown.run, shown.history, NOW + 60, look)
+    assert "60 s ago:  CPU 11 %" in "\n".join(draw(hangs))
 
 
 @pytest.mark.parametrize(
