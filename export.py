@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TextIO
 
 import runlog
-from errors import MISSING, USAGE, Refusal, printable
+from errors import MISSING, UNAVAILABLE, USAGE, Refusal, printable
 from files import replacing, writing
 from history import LOG, gpus_of
 from runlog import number
@@ -93,14 +93,14 @@ def export_tensorboard(run: Path, folder: Path) -> int:
 
     Tags: train/loss, validation/f1_macro, validation/lang/ar/f1_macro, hardware/<uuid>/power_w.
     What an earlier export left in `folder` is replaced. Raises Refusal 64 if that lies in a run,
-    66 without a log or the tensorboard package, 73 if it cannot be written.
+    66 without a log, 69 without the tensorboard package, 73 if it cannot be written.
     """
     try:
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
     except ImportError as error:
-        raise Refusal(MISSING, f"{error}; pip install tensorboard") from None
+        raise Refusal(UNAVAILABLE, f"{error}; pip install tensorboard") from None
     events = read(run)
     _refuse_within_run(folder)
     count = 0

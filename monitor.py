@@ -12,10 +12,12 @@ neither torch nor a service. Exit codes of --once: 0, 1 where there are alarms, 
 """
 
 import argparse
+import contextlib
 import errno
 import os
 import signal
 import socket
+import stat
 import sys
 import time
 from collections import deque
@@ -23,7 +25,7 @@ from pathlib import Path
 
 import screen
 import words
-from errors import MISSING, OK, USAGE, Refusal, printable
+from errors import MISSING, OK, UNAVAILABLE, USAGE, Refusal, printable
 from hardware import Machine, Recorder
 from history import LOG, Follower, gpus_of
 from view import View
@@ -41,6 +43,7 @@ class Watcher:
         self.run, self.log = run, Follower(run)
         self._looks: deque[dict] = deque(maxlen=1)
         self._recorder: Recorder | None = None
+        self._visible: str | None = None
 
     def look(self) -> View:
         """The run as it is now; the first look is at the log alone, as NVML may take seconds."""
@@ -53,10 +56,12 @@ class Watcher:
         return View(self.run, self.log.history, time.time(), live)
 
     def watch_machine(self) -> None:
-        """Begin to look at this machine every second, beside."""
-        if self._recorder is None:
-            machine = Machine(self.run, self._gpus())
-            self._recorder = Recorder(machine, EVERY_S, self._note)
+        """Look at this machine every second, beside; at other GPUs once the log has named them."""
+        visible = self._gpus()
+        if self._recorder is None or visible != self._visible:
+            self.close()
+            self._visible = visible
+            self._recorder = Recorder(Machine(self.run, visible), EVERY_S, self._note)
             self._recorder.start()
 
     def look_once(self) -> None:
@@ -88,8 +93,9 @@ def find(asked: Path | None) -> Path | None:
     logs = RUNS.glob(f"*/{LOG}") if asked is None else [asked / LOG]
     times = {}
     for log in logs:
-        if os.path.isfile(log):
-            times[log.parent] = os.path.getmtime(log)
+        with contextlib.suppress(OSError):  # there is none, or it has just gone
+            if stat.S_ISREG((found := os.stat(log)).st_mode):
+                times[log.parent] = found.st_mtime
     return max(times, key=times.get, default=None)
 
 
@@ -202,6 +208,9 @@ def main(argv: list[str] | None = None) -> int:
     except Refusal as error:
         print(error.message, file=sys.stderr)
         return error.exit_code
+    except ModuleNotFoundError as error:  # of what only the report or a table needs
+        print(f"{error}; pip install -r requirements.txt", file=sys.stderr)
+        return UNAVAILABLE
     except KeyboardInterrupt:
         return OK
     except OSError as error:

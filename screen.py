@@ -1,6 +1,7 @@
 """The picture of a run on a terminal: rows that fit a window of any size."""
 
 import math
+import textwrap
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -14,6 +15,7 @@ from view import MISSING, SCORES, View, figure, in_words, memory, reasons
 
 LABEL = 14  # columns
 SCORE_LABEL = 19
+MAX_ALARM = 500  # characters
 MAX_WIDTH = 200  # beyond it lines are too long to be read
 STYLES = {"good": "32", "bad": "31", "warn": "33", "dim": "2", "strong": "1"}
 STATUS = {"running": "good", "completed": "good", "preempted": "warn", "failed": "bad"}
@@ -36,21 +38,23 @@ class Row:
 def draw(view: View, columns: int, rows: int, *, colour: bool, unicode: bool) -> list[str]:
     """At most `rows` lines of at most `columns` characters; colours are sequences beside them.
 
-    Where all does not fit, empty lines go first, then single GPUs, then what is last.
+    Where all does not fit, empty lines go first, then single GPUs, advice, and what is last but
+    for alarms.
     """
     width = min(columns, MAX_WIDTH)
     is_tall = rows >= TALL
-    for is_brief in (False, True):
-        parts = [*_head(view, width, unicode), Row(), *_curves(view, width, is_tall, unicode)]
-        parts += [*_speed(view, width), Row(), *_scores(view, width), *_saved(view, is_tall), Row()]
-        parts += [*_machines(view, width, is_brief), *_alarms(view, is_tall and not is_brief)]
-        if len(parts) <= rows:
+    upper = [*_head(view, width, unicode), Row(), *_curves(view, width, is_tall, unicode)]
+    upper += [*_speed(view, width), Row(), *_scores(view, width), *_saved(view, is_tall), Row()]
+    for brief in ("", "GPUs", "GPUs and alarms"):
+        parts = [*upper, *_machines(view, width, is_brief="GPUs" in brief)]
+        parts += _alarms(view, width, is_brief="alarms" in brief)
+        kept = parts if len(parts) <= rows else [part for part in parts if part != Row()]
+        if len(kept) <= rows:
             break
-    kept = parts if len(parts) <= rows else [part for part in parts if part != Row()]
-    if len(kept) > rows:
+    else:
         hidden = len(kept) - rows + 1
         more = Row("", f"... {hidden} more lines; a taller window shows them", "dim")
-        alarms = _alarms(view, False)[: max(0, rows - 2)]
+        alarms = _alarms(view, width, is_brief=True)[: max(0, rows - 2)]
         kept = [*kept[: rows - 1 - len(alarms)], *alarms, more]
     return [_painted(part, width, colour) for part in kept[:rows]]
 
@@ -84,7 +88,8 @@ def _head(view: View, width: int, unicode: bool) -> list[Row]:
     classes += f", positive '{positive}'" if positive is not None else ""
     model = f"{view.history.setting('model.name') or MISSING}, {view.origin}"
     model += f", {parameters / 1e6:.1f} M parameters" if parameters else ""
-    model += f", {figure(environment.get('world_size'), '.0f')} x {environment.get('device')}"
+    model += f", {figure(environment.get('world_size'), '.0f')} x "
+    model += str(environment.get("device") or MISSING)
     return [
         Row("run", view.run.resolve().name, "strong"),
         Row("status", told, "bad" if state.get("is_stopped") else STATUS.get(known, "")),
@@ -204,7 +209,7 @@ def _saved(view: View, is_tall: bool) -> list[Row]:
     return [Row("" if i else "checkpoints", text) for i, text in enumerate(told[:5])]
 
 
-def _machines(view: View, width: int, is_brief: bool) -> list[Row]:
+def _machines(view: View, width: int, *, is_brief: bool) -> list[Row]:
     rows = []
     for record, age in view.machines():
         cpu = figure(record.get("cpu_percent"), ".0f")
@@ -243,13 +248,17 @@ def _together(gpus: list[dict]) -> list[Row]:
     return [Row(f"  {len(gpus)} GPUs", text)]
 
 
-def _alarms(view: View, has_room: bool) -> list[Row]:
+def _alarms(view: View, width: int, *, is_brief: bool) -> list[Row]:
+    """Each alarm with what to try, wrapped; if brief, a line each."""
     rows = []
     for alarm in view.alarms:
-        rows.append(Row("! alarm", f"{alarm.cause}: {alarm.evidence}", "bad"))
-        rows.append(Row("  try", alarm.advice, "warn"))
-    if not has_room and len(rows) > 4:
-        rows = rows[::2]
+        told = [("! alarm", f"{alarm.cause}: {alarm.evidence}", "bad")]
+        told += [] if is_brief else [("  try", alarm.advice, "warn")]
+        for label, text, style in told:
+            shown = printable(text, MAX_ALARM)
+            lines = textwrap.wrap(shown, max(20, width - LABEL), break_on_hyphens=False)
+            rows.append(Row(label, lines[0], style))
+            rows += [Row("", line, style) for line in lines[1:] if not is_brief]
     if view.history.warnings:
         message = view.history.warnings[-1].get("message")
         rows.append(Row("last warning", str(message), "dim"))

@@ -165,4 +165,4 @@ def test_no_torch_and_one_line_where_tensorboard_is_missing(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, cwd=root)
     first, last = done.stdout.splitlines()
     assert first.strip() == "/ False" and not done.stderr
-    assert last.startswith("66 ") and last.endswith("pip install tensorboard")
+    assert last.startswith("69 ") and last.endswith("pip install tensorboard")

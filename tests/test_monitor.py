@@ -52,6 +52,21 @@ def test_a_command_line_that_cannot_be_meant_is_64(words, capsys):
     assert "Traceback" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "needed"), [("--report", "matplotlib"), ("--list", "yaml"), ("--compare", "numpy")]
+)
+def test_what_only_a_table_or_the_report_needs_is_named(tmp_path, words, needed):
+    run = make_run(tmp_path, as_lines(*EVENTS), status="completed")
+    code = f"import sys; sys.modules['{needed}'] = None; import monitor; "
+    code += (
+        f"sys.exit(monitor.main(['{words}', '{run}', '{run}'][: 3 - ('{words}' != '--compare')]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=PROGRAM.parent)
+    told = done.stderr.decode()
+    assert done.returncode == 69 and needed in told and told.count("\n") == 1
+    assert monitor.main([str(run), "--once"]) == 0
+
+
 def test_the_live_view_needs_nothing_heavy_and_changes_nothing(tmp_path):
     run = make_run(tmp_path, as_lines(*EVENTS) + b'{"torn', status="completed")
     before = contents(run)

@@ -25,9 +25,9 @@ PROGRAM = Path(monitor.__file__).resolve()
 class Watched:
     """The monitor on a terminal of its own, in front, as a shell starts it."""
 
-    def __init__(self, *arguments: object, columns: int = 80, rows: int = 24):
+    def __init__(self, *arguments: object, cwd: Path = PROGRAM.parent):
         self.screen, self.terminal = pty.openpty()
-        self.resize(columns, rows)
+        self.resize(80, 24)
         self.before = termios.tcgetattr(self.terminal)
         self.shown = b""
         environment = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "COLUMNS")}
@@ -35,7 +35,7 @@ class Watched:
             [sys.executable, *(arguments if "-c" in arguments else (PROGRAM, *arguments))],
             **dict.fromkeys(("stdin", "stdout", "stderr"), self.terminal),
             env=environment | {"TERM": "xterm", "PYTHONIOENCODING": "utf-8"},
-            cwd=PROGRAM.parent,
+            cwd=cwd,
             start_new_session=True,
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
         )
@@ -140,6 +140,21 @@ def test_a_new_size_is_drawn_at_once(watched):
     watched.resize(40, 8)
     watched.process.send_signal(signal.SIGWINCH)
     assert "more lines" in watched.read_until("more lines")
+
+
+def test_the_newest_run_is_shown_and_a_newer_one_once_it_has_ended(tmp_path):
+    first = make_run(tmp_path, as_lines(*EVENTS), "first")
+    os.utime(first / "metrics.jsonl", (1, 1))
+    started = Watched(cwd=tmp_path)
+    started.read_until("first")
+    make_run(tmp_path, as_lines(*EVENTS), "second", status="completed")
+    with open(first / "metrics.jsonl", "ab") as log:
+        log.write(as_lines({"event": "end", "status": "completed", "reason": "all steps done"}))
+    os.utime(first / "metrics.jsonl", (1, 1))
+    assert "second" not in started.read_until("all steps done")
+    started.read_until("second")
+    os.write(started.screen, b"q")
+    assert started.wait() == 0 and started.is_restored()
 
 
 def test_a_closed_terminal_ends_it(tmp_path):
