@@ -46,7 +46,7 @@ EVENTS += [*(step(n) for n in (15, 20)), evaluation(20, 0.7123, best=False)]
 
 def as_lines(*events: dict, began: float | None = None, every_s: float = 2.0) -> bytes:
     """Events as a log that ended just now, or began at a time."""
-    began = NOW - every_s * len(events) if began is None else began
+    began = time.time() - every_s * len(events) if began is None else began
     # In the order of runlog's lines, by whose beginning step lines are told.
     timed = [{"event": e["event"], "time": began + every_s * i} | e for i, e in enumerate(events)]
     return b"".join(json.dumps(e).encode() + b"\n" for e in timed)

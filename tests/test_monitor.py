@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from test_history import JUNK, LONG, UMLAUT
 
 import monitor
 
+LIMIT_S = 60  # a monitor that takes longer hangs: the test fails
 PROGRAM = Path(monitor.__file__).resolve()
 HEAVY = {"torch", "numpy", "sklearn", "matplotlib", "transformers", "yaml"}
 
@@ -106,8 +108,10 @@ class Lines:
         return self.path.read_text(encoding="utf-8", errors="replace")
 
     def wait_for(self, part: str) -> None:
+        """Return once it has shown this; the test fails if it never does."""
+        deadline = time.monotonic() + LIMIT_S
         while part not in self.text():
-            assert self.process.poll() is None, self.text()
+            assert self.process.poll() is None and time.monotonic() < deadline, self.text()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(0.02)
 
@@ -132,7 +136,7 @@ def test_lines_follow_a_log_until_the_run_has_ended(tmp_path):
     shown.wait_for("step  step 22")
     with open(run / monitor.LOG, "ab") as log:
         log.write(as_lines(step(40), {"event": "end", "status": "completed"}))
-    assert shown.process.wait(30) == 0
+    assert shown.process.wait(LIMIT_S) == 0
     assert "step  step 40" in shown.text() and "end  status completed" in shown.text()
 
 
@@ -170,4 +174,4 @@ def test_sigterm_ends_lines_quietly(tmp_path):
     shown = Lines(tmp_path, make_run(tmp_path, as_lines(*EVENTS)))
     shown.wait_for("No alarms.")
     shown.process.send_signal(signal.SIGTERM)
-    assert shown.process.wait(30) == 128 + signal.SIGTERM and "Traceback" not in shown.text()
+    assert shown.process.wait(LIMIT_S) == 128 + signal.SIGTERM and "Traceback" not in shown.text()

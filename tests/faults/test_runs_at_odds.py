@@ -30,7 +30,7 @@ from harness import (
 
 import checkpoint
 import files
-import monitor
+import history
 import rundir
 import runlog
 from errors import (
@@ -420,9 +420,9 @@ def test_a_line_torn_at_any_byte_is_closed_and_every_other_line_counts(tmp_path)
         log.write("step", step=2)
         log.close()
         assert [e["step"] for e in runlog.read(path)] == [1, 1, 2], size
-        follower = monitor.Follower(tmp_path)
+        follower = history.Follower(tmp_path)
         follower.poll()
-        assert follower.events == runlog.read(path)
+        assert list(follower.history.steps["step"]) == [1, 2]
 
 
 def test_labels_from_the_data_cannot_steer_the_terminal(small, tmp_path, name):
