@@ -70,7 +70,8 @@ def diverging(history: History) -> Alarm | None:
         return None
     # The first steps may already be the worst; guessing costs log K where weights have mean 1.
     guess = math.log(len(labels)) if isinstance(labels, list) and labels else math.inf
-    first = min(levels[0], max(guess, _finite(history.steps["loss"])[0]))
+    begun = next(filter(math.isfinite, history.steps["loss"]))
+    first = min(levels[0], max(guess, begun))
     last, lowest = levels[-1], min(levels)
     if last > 1.5 * first or (last > 2 * lowest and last > 0.7 * first):
         return Alarm(
@@ -217,7 +218,8 @@ def stalled(history: History, state: dict, now: float) -> Alarm | None:
     if history.moved_at is None:
         return None
     has_begun = len(history.steps) > 0
-    limit = max(STALLED_S, 10 * history.longest_s) if has_begun else STARTING_S
+    limit = max(STALLED_S, 10 * history.longest_s, _scoring_s(history))
+    limit = limit if has_begun else STARTING_S
     quiet_s = now - history.moved_at
     if quiet_s < limit:
         return None
@@ -231,8 +233,20 @@ def stalled(history: History, state: dict, now: float) -> Alarm | None:
     )
 
 
+def _scoring_s(history: History) -> float:
+    """Seconds that scoring all splits surely takes no longer than: twice that at training's pace.
+
+    Nothing is logged meanwhile, neither at the first evaluation nor at the end.
+    """
+    counts, pace = part(history.start, "data"), history.last("examples_per_s")
+    texts = sum(number(counts.get(name)) or 0 for name in ("validation", "test"))
+    return 2 * texts / pace if pace and pace > 0 else 0.0
+
+
 def idle_gpu(history: History) -> Alarm | None:
     """A GPU of this run did next to nothing in the last looks while steps were taken."""
+    if history.setting("run.device") == "cpu":
+        return None
     stepping = history.steps["time"][-RECENT:]
     for uuid, series in history.gpus.items():
         recent = zip(series["time"][-60:], series["util_percent"][-60:], strict=True)

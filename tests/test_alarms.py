@@ -107,7 +107,9 @@ def test_an_idle_gpu_is_named_and_a_busy_one_is_not(folder, monkeypatch, percent
     monkeypatch.setattr(nvml, "nvmlDeviceGetUtilizationRates", lambda gpu: rates, raising=False)
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
     log, state = trained(folder, f"gpu-{percent}")
-    assert len(log.gpus) == 3 and codes(log, state) & {"idle_gpu"} == expected
+    assert len(log.gpus) == 3 and "idle_gpu" not in codes(log, state)  # it is to be on the CPU
+    log.start["config"]["run.device"] = "auto"
+    assert codes(log, state) & {"idle_gpu"} == expected
 
 
 def test_a_nearly_full_disk_is_named(folder, monkeypatch):
@@ -132,6 +134,15 @@ def test_a_slow_run_is_not_stalled_before_ten_times_its_longest_pause():
     state = {"status": "running"}
     assert codes(log, state, log.moved_at + 2900) == set()
     assert codes(log, state, log.moved_at + 3100) == {"stalled"}
+
+
+def test_a_long_evaluation_is_no_stall():
+    start = START | {"data": {"train": 320, "validation": 4000, "test": 4000}}
+    lines = as_lines(start, step(1), step(2)).split(b"\n")[:-1]
+    log = History.of(json.loads(line) for line in lines)
+    state = {"status": "running"}  # 8,000 texts at 16 a second, twice
+    assert codes(log, state, log.moved_at + 990) == set()
+    assert codes(log, state, log.moved_at + 1010) == {"stalled"}
 
 
 def test_a_start_may_take_long(tmp_path):
