@@ -14,7 +14,7 @@ from schedule import lr_factor
 POINTS = 1000  # of a curve that are looked at
 WINDOW = 5  # logged steps at least whose mean counts as a level of the loss
 STALLED_S = 120.0  # without progress, or ten times the longest that it has taken
-STARTING_S = 900.0  # the same before the first step, which loads, compiles and allocates
+STARTING_S = 3600.0  # the same before the first step, which loads, compiles and allocates
 RECENT = 20  # logged steps
 LOOKS = 6  # at a GPU, in a row
 IDLE_PERCENT = 20.0
@@ -51,40 +51,49 @@ def check(history: History, state: dict, *, now: float, machine: dict | None = N
 
 
 def nonfinite(history: History) -> Alarm | None:
-    """Some logged step's loss or gradient norm was infinite or no number."""
-    steps = history.nonfinite
-    if not steps:
+    """Some step's loss or gradient norm was infinite or no number."""
+    steps, skipped = history.nonfinite, history.last("skipped") or 0
+    if not steps and not skipped:
         return None
+    last = f", the last of them {steps[-1]:.0f}" if steps else ""
     return Alarm(
         "nonfinite",
         "the loss or the gradient was not finite",
-        f"{len(steps)} logged steps, the last of them {steps[-1]:.0f}",
+        f"{len(steps)} logged steps{last}; {skipped:.0f} updates were skipped",
         "lower optimizer.lr; set train.precision=fp32; look for broken weights in model.name",
     )
 
 
 def diverging(history: History) -> Alarm | None:
-    """The loss is far above where it began, or has climbed most of the way back."""
-    levels, labels = _levels(history), history.start.get("labels")
-    if len(levels) < 2:
+    """The loss is far above where it began, or has climbed most of the way back.
+
+    By medians, and only if nearly all of the last losses are up: with a rare class of large weight
+    the loss of a single step says little. Below log K, what guessing costs, nothing has diverged.
+    """
+    losses, labels = _finite(history.steps.thinned("loss", POINTS)), history.start.get("labels")
+    width = max(2 * WINDOW, len(losses) // 20)
+    if len(losses) < 2 * width:
         return None
-    # The first steps may already be the worst; guessing costs log K where weights have mean 1.
-    guess = math.log(len(labels)) if isinstance(labels, list) and labels else math.inf
+    starts = range(len(losses) % width, len(losses) - width + 1, width)  # the last one is whole
+    windows = [sorted(losses[i : i + width]) for i in starts]
+    levels = [window[width // 2] for window in windows]
     begun = next(filter(math.isfinite, history.steps["loss"]))
-    first = min(levels[0], max(guess, begun))
-    last, lowest = levels[-1], min(levels)
-    if last > 1.5 * first or (last > 2 * lowest and last > 0.7 * first):
-        return Alarm(
-            "diverging",
-            "the training loss is diverging",
-            f"it began near {first:.3g}, was {lowest:.3g} at its lowest, and is at {last:.3g}",
-            "lower optimizer.lr, raise schedule.warmup_ratio, keep train.max_grad_norm at 1",
-        )
-    return None
+    guess = math.log(len(labels)) if isinstance(labels, list) and len(labels) > 1 else begun
+    first = min(levels[0], max(guess, begun))  # the first steps may already be the worst
+    last, lowest, nearly_all = levels[-1], min(levels), windows[-1][width // 5]
+    is_up = last > 1.5 * first or (last > 2 * lowest and last > 0.7 * first)
+    if not is_up or nearly_all < max(guess, 0.7 * first):
+        return None
+    return Alarm(
+        "diverging",
+        "the training loss is diverging",
+        f"it began near {first:.3g}, was {lowest:.3g} at its lowest, and is at {last:.3g}",
+        "lower optimizer.lr, raise schedule.warmup_ratio, keep train.max_grad_norm at 1",
+    )
 
 
 def plateau(history: History, state: dict) -> Alarm | None:
-    """Half of the steps are over and neither loss nor score shows that anything was learnt."""
+    """Half of the steps and three evaluations, and neither loss nor score has gained anything."""
     losses = _finite(history.steps.thinned("loss", POINTS))
     done, total, third = history.last("step"), history.plan("total_steps"), len(losses) // 3
     if third < WINDOW or not done or not total:
@@ -95,14 +104,15 @@ def plateau(history: History, state: dict) -> Alarm | None:
     (first, early_spread), (last, late_spread) = map(_mean_and_variance, (early, late))
     noise = math.sqrt((early_spread + late_spread) / third)
     best, floor = _best_score(history), _baseline(history, "majority", "f1_macro")
-    has_learnt = best is not None and floor is not None and best > floor + 0.02
-    if has_learnt or first - last > max(0.02 * first, 2 * noise):
+    if best is None or floor is None or len(history.evaluations()) < 3:
+        return None
+    if best > floor + 0.02 or first - last > max(0.02 * first, 2 * noise):
         return None
     return Alarm(
         "plateau",
         "the model is not learning",
         f"mean training loss {first:.4g} in the first third and {last:.4g} in the last; "
-        + ("no evaluation yet" if best is None else f"best validation f1_macro {best:.3f}"),
+        f"best validation f1_macro {best:.3f}, majority {floor:.3f}",
         "raise optimizer.lr or train.epochs; check that labels and texts belong together",
     )
 
@@ -217,9 +227,10 @@ def stalled(history: History, state: dict, now: float) -> Alarm | None:
         )
     if history.moved_at is None:
         return None
-    has_begun = len(history.steps) > 0
-    limit = max(STALLED_S, 10 * history.longest_s, _scoring_s(history))
-    limit = limit if has_begun else STARTING_S
+    has_begun, every = history.has_begun, number(history.setting("log.every")) or 1
+    between_s = every * (history.last("step_s") or 0)
+    limit = max(STALLED_S, 10 * history.longest_s, 10 * between_s, _scoring_s(history))
+    limit = limit if has_begun else max(limit, STARTING_S)
     quiet_s = now - history.moved_at
     if quiet_s < limit:
         return None
@@ -247,7 +258,8 @@ def idle_gpu(history: History) -> Alarm | None:
     """A GPU of this run did next to nothing in the last looks while steps were taken."""
     if history.setting("run.device") == "cpu":
         return None
-    stepping = history.steps["time"][-RECENT:]
+    began = number(history.start.get("time")) or -math.inf
+    stepping = [t for t in history.steps["time"][-RECENT:] if t >= began]
     for uuid, series in history.gpus.items():
         recent = zip(series["time"][-60:], series["util_percent"][-60:], strict=True)
         during = [p for t, p in recent if stepping and stepping[0] <= t <= stepping[-1]]

@@ -166,17 +166,19 @@ def pick_device(wanted: str, local_rank: int) -> torch.device:
     return torch.device("cpu")
 
 
-def visible_gpus() -> str | None:
-    """The UUIDs of the GPUs that torch sees, as CUDA_VISIBLE_DEVICES would name them.
+def used_gpus(device: torch.device) -> str | None:
+    """The UUIDs of this machine's GPUs that the ranks train on, as CUDA_VISIBLE_DEVICES has them.
 
-    Without torch's word for them that variable's own value, or None where it is not set.
+    Empty if they train on the CPU; where torch does not tell, that variable's own value.
     """
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    properties = [torch.cuda.get_device_properties(i) for i in range(count)]
-    uuids = [str(getattr(p, "uuid", "")).removeprefix("GPU-") for p in properties]
-    if uuids and all(uuids):
-        return ",".join(f"GPU-{uuid}" for uuid in uuids)
-    return os.environ.get("CUDA_VISIBLE_DEVICES")
+    if device.type != "cuda":
+        return ""
+    try:
+        ranks = range(int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+        uuids = [str(torch.cuda.get_device_properties(i).uuid) for i in ranks]
+    except (AttributeError, AssertionError, RuntimeError):
+        return os.environ.get("CUDA_VISIBLE_DEVICES")
+    return ",".join(f"GPU-{uuid.removeprefix('GPU-')}" for uuid in uuids)
 
 
 def restarts() -> int:

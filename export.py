@@ -23,6 +23,7 @@ MAX_COLUMNS = 16_384  # as many as a spreadsheet takes
 MAX_TEXT = 1000  # characters
 MAX_STEP = 1 << 62
 MAX_FLOAT = 3.4e38  # of 32 bits, as TensorBoard keeps them
+UNTOLD = ("event", "time", "step", "split", "gpus", "posted")  # of an event's numbers
 SUFFIX = ".export"  # of our event files, so that a second export replaces the first
 
 
@@ -134,7 +135,7 @@ def _tagged(events: list[dict]) -> Iterator[tuple[int, float, list[tuple[str, fl
 
 def _numbers(event: dict) -> Iterator[tuple[tuple[str, ...], object]]:
     """The numbers of an event below what it is about."""
-    kept = {k: v for k, v in event.items() if k not in ("event", "time", "step", "split", "gpus")}
+    kept = {k: v for k, v in event.items() if k not in UNTOLD}
     if event["event"] == "step":
         yield from scalars(kept, "train")
     elif event["event"] == "eval":

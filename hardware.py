@@ -23,10 +23,10 @@ def gpus(visible: str | None = None) -> tuple[list[dict[str, object]], str | Non
     """
     try:
         import pynvml
+
+        pynvml.nvmlInit()
     except ImportError:
         return [], "nvidia-ml-py is not installed"
-    try:
-        pynvml.nvmlInit()
     except Exception as error:
         return [], _reason(error)
     try:
@@ -41,7 +41,7 @@ def gpus(visible: str | None = None) -> tuple[list[dict[str, object]], str | Non
     except Exception as error:
         return [], _reason(error)
     finally:
-        _ask(pynvml.nvmlShutdown)
+        _ask(lambda: pynvml.nvmlShutdown())
 
 
 def _all(nvml) -> list[str]:
@@ -96,7 +96,7 @@ def _handle(nvml, name: str) -> tuple[object | None, str | None]:
 
 
 def _ask(question: Callable, *arguments: object) -> tuple[object | None, str | None]:
-    """An answer of NVML's, or why there is none: a driver may fail in ways of its own."""
+    """An answer, or why there is none: a driver may fail in ways of its own."""
     try:
         value = question(*arguments)
     except Exception as error:
@@ -124,8 +124,9 @@ def system() -> dict[str, object]:
     Memory is what may be used here: a container's limit, where there is one.
     """
     used, total = _memory()
+    load, _ = _ask(os.getloadavg)
     return {
-        "load": round(os.getloadavg()[0], 2),
+        "load": None if load is None else round(load[0], 2),
         "cores": usable_cores(),
         "memory_gib": None if used is None else round(used / GIB, 2),
         "memory_total_gib": None if total is None else round(total / GIB, 2),

@@ -17,7 +17,7 @@ from runlog import MAX_LINE, number, parse, part
 LOG = "metrics.jsonl"
 STEP = (
     *("time", "step", "epoch", "loss", "lr", "grad_norm", "padding_share", "step_s"),
-    *("examples_per_s", "tokens_per_s", "data_wait_share", "peak_memory_gib"),
+    *("examples_per_s", "tokens_per_s", "data_wait_share", "peak_memory_gib", "skipped"),
 )
 SYSTEM = ("time", "cpu_percent", "load", "memory_gib", "disk_free_gib")
 GPU = ("time", "util_percent", "memory_gib", "temperature_c", "power_w")
@@ -81,7 +81,7 @@ class History:
     the test scores. steps, machines, gpus: numbers over time. evals, checkpoints: events, without
     their tables. nonfinite: the steps whose loss or gradient norm was not finite. heard_at,
     moved_at: when anything, and when training, was last told of, unix s; longest_s: the longest
-    that training has taken to get on since the last start.
+    that training has taken to get on; has_begun: whether a step was logged since the last start.
     """
 
     def __init__(self) -> None:
@@ -97,7 +97,7 @@ class History:
         self.warnings: deque[dict] = deque(maxlen=MAX_WARNINGS)
         self.nonfinite: list[float] = []
         self.heard_at = self.moved_at = None
-        self.longest_s = 0.0
+        self.longest_s, self.has_begun = 0.0, False
 
     @classmethod
     def of(cls, events: Iterable[dict]) -> "History":
@@ -113,6 +113,7 @@ class History:
         self._note_time(kind, number(event.get("time")))
         if kind == "step":
             self.steps.add(event | {"step": step})
+            self.has_begun = True
             if event.get("nonfinite"):
                 self.nonfinite.append(step)
         elif kind == "eval":
@@ -126,6 +127,7 @@ class History:
             self.warnings.append(event)
         elif kind == "start":
             self.start, self.end, self.starts = event, {}, self.starts + 1
+            self.hardware, self.has_begun = {}, False  # it may be on other machines now
         elif kind == "end":
             self.end = {k: v for k, v in event.items() if k != "results"}
             scores = part(part(event, "results"), "test").items()
@@ -137,9 +139,7 @@ class History:
         if time is None:
             return
         self.heard_at = time
-        if kind == "start":
-            self.longest_s = 0.0
-        elif kind in ("step", "eval", "checkpoint") and self.moved_at is not None:
+        if kind in ("step", "eval", "checkpoint") and self.moved_at is not None:
             self.longest_s = max(self.longest_s, time - self.moved_at)
         if kind != "hardware":
             self.moved_at = time

@@ -223,7 +223,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def act(args: argparse.Namespace) -> int:
     """Do what the command line asks for; Refusal for what cannot be done."""
-    width = os.get_terminal_size().columns if sys.stdout.isatty() else None
+    width = (os.get_terminal_size().columns or None) if sys.stdout.isatty() else None
     if args.list:
         import compare
 
@@ -249,7 +249,7 @@ def act(args: argparse.Namespace) -> int:
 def _write_report(run: Path) -> int:
     import report
 
-    print(report.write_report(run))
+    print(printable(report.write_report(run), 300))
     return OK
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import shlex
 import stat
 from collections import defaultdict
@@ -70,7 +71,8 @@ def _environment(view: View) -> Iterator[tuple[str, object]]:
 def _files(run: Path) -> Iterator[tuple[Html, str, str]]:
     """Name, size and, where a manifest has it, hash of each file but the report itself."""
     manifest = read_json(run / "best" / "manifest.json") or {}
-    for path in sorted(run.rglob("*")):
+    paths = [Path(folder, name) for folder, _, names in os.walk(run) for name in names]
+    for path in sorted(paths):
         with contextlib.suppress(OSError):  # a trainer at work deletes old checkpoints
             found, name = path.lstat(), str(path.relative_to(run))
             if stat.S_ISREG(found.st_mode) and not path.name.startswith((".", "report.html")):

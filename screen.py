@@ -175,9 +175,8 @@ def _fitting(parts: list[str], width: int) -> str:
 def _scores(view: View, width: int) -> list[Row]:
     metric = view.metric
     rows = view.scores()
-    names = list(SCORES)
-    if metric not in names:  # the worst or mean of a slice, which only evaluations have
-        names.insert(0, "value")
+    # Of the worst or mean of a slice only evaluations know the value.
+    names = list(dict.fromkeys([metric if metric in SCORES else "value", *SCORES]))
     names = names[: max(1, (width - SCORE_LABEL) // 12)]
     heads = {"value": metric[-11:], "f1_positive": "f1_pos", "calibration_error": "calibr"}
     heads["average_precision"] = "avg_prec"

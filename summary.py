@@ -15,7 +15,7 @@ from history import LOG, Follower, History, status
 from runlog import number, part
 from view import MISSING, figure
 
-FILES = {LOG, "run_state.json", "results.json", "config.yaml"}  # any of them makes a run
+FILES = {LOG, "run_state.json", "results.json"}  # any of them makes a run
 CONTENT = ("data.train", "data.validation", "data.test", "model.name")
 UNTOLD = ("run.name", "run.dir", "run.resume", "data.cache_dir")  # where a run lies
 MAX_SETTINGS = 500  # a log may hold as many as it likes

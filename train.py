@@ -35,7 +35,7 @@ from check import check
 from config import Config
 from console import Console
 from corpus import TokenisedSplit
-from ddp import World, process_group, restarts, visible_gpus
+from ddp import World, process_group, restarts, used_gpus
 from errors import BAD_CONFIG, CRASH, NON_FINITE, OK, STOPPED, USAGE, Refusal
 from files import writing
 from hardware import Machine, Recorder
@@ -204,6 +204,7 @@ def train(
             loss = float(world.sum(loss))
             fields = {"step": progress.step, "epoch": progress.step / job.steps.steps_per_epoch}
             fields |= {"loss": loss, "lr": lr, "grad_norm": float(norm)}
+            fields |= {"skipped": progress.skipped}  # updates so far
             fields |= {"padding_share": 1 - tokens / cells}  # of rank 0, in this step
             log.write("step", **fields, **meter.report(world.size, world.device))
             console.show(f"step {progress.step}/{total}  loss {loss:.4f}  lr {lr:.2e}")
@@ -306,7 +307,7 @@ def run_training(cfg: Config, world: World, console: Console, *, strict: bool) -
 
 def hardware_recorder(cfg: Config, world: World, run: RunDir | None, log: RunLog) -> Recorder:
     """What watches this machine, one on each: rank 0's writes to the log, others' tell it."""
-    machine = Machine(run.path if run else None, visible_gpus())
+    machine = Machine(run.path if run else None, used_gpus(world.device))
     if not world.is_main:
         return Recorder(machine, cfg.log.hardware_s, world.watch.post)
     others = world.watch.posts if world.watch else list

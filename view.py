@@ -1,5 +1,6 @@
 """What is known of a run at one moment, and how its numbers are written, for screen and words."""
 
+import contextlib
 import math
 from bisect import bisect_left
 from dataclasses import dataclass
@@ -54,8 +55,9 @@ class View:
     @property
     def origin(self) -> str:
         """How the weights began."""
-        known = {True: "trained from scratch", False: "pretrained"}
-        return known.get(self.history.start.get("from_scratch"), "origin unknown")
+        told = self.history.start.get("from_scratch")
+        known = "trained from scratch" if told is True else "origin unknown"
+        return "pretrained" if told is False else known
 
     @property
     def metric(self) -> str:
@@ -103,7 +105,7 @@ class View:
         """Seconds to the last step at the pace of the last ones, evaluations included."""
         steps = self.history.steps
         done, total = self.history.last("step"), self.history.plan("total_steps")
-        if done is None or total is None:
+        if done is None or total is None or done >= total:
             return None
         times, numbers = steps["time"], steps["step"]
         began = number(self.history.start.get("time")) or -math.inf
@@ -126,19 +128,30 @@ class View:
 
     def saved(self) -> list[str]:
         """What is saved, in words: the exported model, and the checkpoints, the newest first."""
-        folder, best = self.run / "checkpoints", self.history.best().get("step")
+        best = self.history.best().get("step")
         scores = {e["step"]: e.get("f1_macro") for e in self.history.evaluations()}
-        there = {int(p.name[5:]) for p in folder.glob("step-*") if p.name[5:].isdecimal()}
+        names = [p.name[5:] for p in _below(self.run / "checkpoints", "step-*")]
+        there = {int(name) for name in names if name.isdecimal()}
         sizes = {e["step"]: e.get("bytes") for e in self.history.checkpoints if e["step"] in there}
         told = [
             f"step {step:.0f} f1_macro {figure(scores.get(step), '.4f')} {in_bytes(sizes[step])}"
             + (" (best)" if step == best else "")
             for step in sorted(sizes, reverse=True)
         ]
-        exported = [p.stat().st_size for p in self.run.glob("best/*") if p.is_file()]
-        if exported:
-            told.insert(0, f"best/ of step {figure(best, '.0f')} {in_bytes(sum(exported))}")
+        size = 0
+        for path in _below(self.run / "best", "*"):
+            with contextlib.suppress(OSError):
+                size += path.lstat().st_size
+        if size:
+            told.insert(0, f"best/ of step {figure(best, '.0f')} {in_bytes(size)}")
         return told
+
+
+def _below(folder: Path, pattern: str) -> list[Path]:
+    try:
+        return list(folder.glob(pattern))
+    except OSError:  # it was deleted meanwhile
+        return []
 
 
 def figure(value: object, form: str) -> str:

@@ -31,6 +31,7 @@ class Watch(threading.Thread):
         self._store = PrefixStore("watch", store)
         self._rank, self._size, self._request = rank, size, stop
         self._seen: dict[int, str] = {}  # what was last posted, by rank
+        self._has_store = True
         self._parents = [os.getppid()]
         if launcher := os.environ.get("LAUNCHER_PID"):
             self._parents.append(int(launcher))
@@ -38,18 +39,18 @@ class Watch(threading.Thread):
 
     def run(self) -> None:
         """The thread's body."""
-        beats, failed_since, has_store = 0, None, True
+        beats, failed_since = 0, None
         who = f"{socket.gethostname()} {os.getpid()}"
         while not self._closed.wait(BEAT_S if beats else 0):
             if os.getppid() != self._parents[0] or not all(map(_exists, self._parents)):
                 self._request.name = self._request.name or "the end of its launcher"
             beats += 1
             try:
-                if has_store:
+                if self._has_store:
                     self._store.set(f"rank {self._rank}", f"{beats} {who}")
                     failed = self._store.check(["failed"])
             except Exception:  # it went with its launcher; each further try would print a warning
-                has_store, failed = False, False
+                self._has_store, failed = False, False
             if failed:
                 failed_since = failed_since or time.monotonic()
                 if time.monotonic() - failed_since > LEAVE_S:
@@ -62,11 +63,13 @@ class Watch(threading.Thread):
     def post(self, record: dict[str, object]) -> None:
         """Leave a record for rank 0, in place of this rank's last one."""
         text = json.dumps(record | {"posted": time.time()})
-        _within(ANSWER_S, lambda: self._store.set(f"record {self._rank}", text))
+        if self._has_store:
+            _within(ANSWER_S, lambda: self._store.set(f"record {self._rank}", text))
 
     def posts(self) -> list[dict[str, object]]:
         """The records that other ranks have posted since the last call."""
-        texts = _within(ANSWER_S, lambda: self._values("record")) or {}
+        found = _within(ANSWER_S, lambda: self._values("record")) if self._has_store else None
+        texts = found or {}
         new = [text for rank, text in texts.items() if self._seen.get(rank) != text]
         self._seen |= texts
         return [json.loads(text) for text in new]

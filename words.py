@@ -69,7 +69,7 @@ def _progress(view: View) -> list[str]:
 
 def _scores(view: View) -> list[str]:
     rows = view.scores()
-    names = list(SCORES[:5]) if view.metric in SCORES else ["value", *SCORES[:5]]
+    names = dict.fromkeys([view.metric if view.metric in SCORES else "value", *SCORES[:5]])
     head = f"Validation scores, the best by {view.metric}:"
     lines = [head if view.history.evaluations() else f"{head} no evaluation yet"]
     for name, row in rows:

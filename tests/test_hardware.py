@@ -7,6 +7,7 @@ import types
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 import ddp
 import hardware
@@ -244,20 +245,19 @@ def test_what_is_told_of_real_gpus_is_what_nvidia_smi_tells():
 @pytest.mark.parametrize(
     ("uuids", "setting", "expected"),
     [
-        (["aa-1", "bb-2"], "1,0", "GPU-aa-1,GPU-bb-2"),  # torch's word, whatever its order
-        (["GPU-aa-1"], None, "GPU-aa-1"),
-        ([], "0", "0"),
-        ([None], "3", "3"),  # a torch that does not tell
-        ([], None, None),
+        (["aa-1", "bb-2", "cc-3"], "1,0,2", "GPU-aa-1,GPU-bb-2"),  # of two ranks, torch's order
+        (["GPU-aa-1", "bb-2"], None, "GPU-aa-1,GPU-bb-2"),
+        ([None, None], "3", "3"),  # a torch that does not tell
+        ([None, None], None, None),
     ],
 )
-def test_the_trainer_names_its_gpus_by_uuid(monkeypatch, uuids, setting, expected):
+def test_the_trainer_names_the_gpus_it_uses_by_uuid(monkeypatch, uuids, setting, expected):
     properties = [SimpleNamespace(uuid=u) if u else SimpleNamespace() for u in uuids]
-    monkeypatch.setattr(ddp.torch.cuda, "is_available", lambda: bool(uuids))
-    monkeypatch.setattr(ddp.torch.cuda, "device_count", lambda: len(uuids))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.setattr(ddp.torch.cuda, "get_device_properties", properties.__getitem__)
     if setting is None:
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     else:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", setting)
-    assert ddp.visible_gpus() == expected
+    assert ddp.used_gpus(torch.device("cuda", 0)) == expected
+    assert ddp.used_gpus(torch.device("cpu")) == "", "control: on the CPU none is the run's"
