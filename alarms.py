@@ -71,7 +71,7 @@ def diverging(history: History) -> Alarm | None:
     the loss of a single step says little. Below log K, what guessing costs, nothing has diverged.
     """
     losses, labels = _finite(history.steps.thinned("loss", POINTS)), history.start.get("labels")
-    width = max(2 * WINDOW, len(losses) // 20)
+    width = max(2 * WINDOW, len(losses) // 10)
     if len(losses) < 2 * width:
         return None
     starts = range(len(losses) % width, len(losses) - width + 1, width)  # the last one is whole
@@ -79,10 +79,11 @@ def diverging(history: History) -> Alarm | None:
     levels = [window[width // 2] for window in windows]
     begun = next(filter(math.isfinite, history.steps["loss"]))
     guess = math.log(len(labels)) if isinstance(labels, list) and len(labels) > 1 else begun
-    first = min(levels[0], max(guess, begun))  # the first steps may already be the worst
-    last, lowest, nearly_all = levels[-1], min(levels), windows[-1][width // 5]
-    is_up = last > 1.5 * first or (last > 2 * lowest and last > 0.7 * first)
-    if not is_up or nearly_all < max(guess, 0.7 * first):
+    first = max(guess, min(levels[0], begun))  # the first steps may already be the worst
+    last, lowest = levels[-1], min(levels)
+    least, most = windows[-1][width // 5], windows[levels.index(lowest)][-1 - width // 5]
+    is_up = last > 1.5 * first or (last > 2 * lowest and last > first)
+    if least < guess or not (last > 3 * first or (is_up and least > most)):
         return None
     return Alarm(
         "diverging",
@@ -106,7 +107,8 @@ def plateau(history: History, state: dict) -> Alarm | None:
     best, floor = _best_score(history), _baseline(history, "majority", "f1_macro")
     if best is None or floor is None or len(history.evaluations()) < 3:
         return None
-    if best > floor + 0.02 or first - last > max(0.02 * first, 2 * noise):
+    has_fallen = first - last > max(0.02 * first, 2 * noise) or last < 0.9 * first
+    if best > floor + 0.02 or has_fallen:
         return None
     return Alarm(
         "plateau",
