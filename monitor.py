@@ -77,6 +77,7 @@ class Watcher:
         """Stop looking."""
         if self._recorder:
             self._recorder.stop()
+        self._recorder = None
 
     def _gpus(self) -> str | None:
         """The run's GPUs on this machine by UUID, as its log has them; else our environment's."""
@@ -126,6 +127,8 @@ def follow_on_screen(asked: Path | None) -> None:
                 terminal.draw(lines)
                 if view.is_live:
                     watcher.watch_machine()
+                else:
+                    watcher.close()
                 keys, pause_s = terminal.wait(pause_s), EVERY_S
                 newest = find(asked)
                 if newest not in (None, watcher.run) and not view.is_running:

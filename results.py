@@ -165,7 +165,7 @@ def start(job: Job, run: RunDir, log: RunLog, console: Console, world: World) ->
         steps=asdict(job.steps),
         parameters=parameters,
         trained_parameters=trained,
-        baselines=scores,
+        baselines={n: s | {"value": deciding(job, s)} for n, s in scores.items()},
     )
     say = console.say
     say(f"run {run.path} ({'going on' if begun else 'new'})")

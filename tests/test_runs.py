@@ -339,3 +339,14 @@ def test_a_resume_with_another_padding_is_said(small, capsys):
     assert "speed.padding batch -> free" in capsys.readouterr().err
     refused = arguments(small, "padded", speed__active_vocabulary="false", run__name="padded")
     assert tiny.run(refused) == 78
+
+
+def test_the_deciding_value_is_logged_of_evaluations_and_baselines(small):
+    assert tiny.run(arguments(small, "worst", evaluation__metric="f1_macro/worst:lang")) == 0
+    events = runlog.read(small / "runs" / "worst" / "metrics.jsonl")
+    start = next(e for e in events if e["event"] == "start")
+    scored = [e for e in events if e["event"] == "eval"] + list(start["baselines"].values())
+    assert len(scored) > 3
+    for scores in scored:
+        by_language = [s["f1_macro"] for s in scores["slices"]["lang"].values()]
+        assert scores["value"] == min(f1 for f1 in by_language if f1 is not None)
