@@ -246,3 +246,17 @@ def test_no_value_breaks_a_rule(value):
         state = {"status": value, "pid": value, "exit_code": value, "reason": value}
         for known in (state, state | {"status": "running"}, state | {"status": "failed"}):
             alarms.check(History.of(odd), known, now=1.0)
+
+
+def test_levels_that_overlap_are_noise():
+    noisy = [*[0.4] * 6, *[1.6] * 4]
+    assert alarms.diverging(losses(*noisy, *[0.75] * 4, *[1.1] * 6)) is None
+    assert alarms.diverging(losses(*[0.4] * 10, *[0.75] * 4, *[1.1] * 6)) is not None
+
+
+def test_sparse_logging_of_slow_steps_is_no_stall():
+    start = START | {"config": START["config"] | {"log.every": 100}}
+    events = as_lines(start, step(100, step_s=2.0)).split(b"\n")[:-1]
+    log = History.of(json.loads(e) for e in events)
+    assert codes(log, {"status": "running"}, log.moved_at + 1900) == set()
+    assert codes(log, {"status": "running"}, log.moved_at + 2100) == {"stalled"}

@@ -175,6 +175,7 @@ def test_the_time_left_goes_by_the_clock_and_not_across_an_interruption(tmp_path
     once = view(tmp_path / "c", START, step(10, time=None, step_s=2.0))
     assert once.left_s() == pytest.approx(60)
     assert view(tmp_path / "d", START).left_s() is None
+    assert view(tmp_path / "e", START, step(40)).left_s() is None  # it is scored now
 
 
 def test_numbers_are_written_for_people():
