@@ -57,11 +57,13 @@ class Template:
 class MicroBatch:
     """One forward: the model's inputs, each (B, L) or packed (1, T), and labels (B,) int64.
 
-    A filler holds a text for a rank that has none in this step; its loss counts zero times.
+    weights (B,) float32: what each text's loss is multiplied by. A filler holds a text for a rank
+    that has none in this step; its loss counts zero times.
     """
 
     inputs: dict[str, Tensor | Packing]
     labels: Tensor
+    weights: Tensor
     tokens: int  # real ones, without padding
     is_filler: bool = False
 
@@ -70,30 +72,34 @@ class MicroBatch:
         if device.type == "cpu":
             return self
         inputs = {name: t.to(device, non_blocking=True) for name, t in self.inputs.items()}
-        labels = self.labels.to(device, non_blocking=True)
-        return MicroBatch(inputs, labels, self.tokens, self.is_filler)
+        labels, weights = (t.to(device, non_blocking=True) for t in (self.labels, self.weights))
+        return MicroBatch(inputs, labels, weights, self.tokens, self.is_filler)
 
     def pin_memory(self) -> "MicroBatch":
         """For DataLoader: the same in page-locked memory."""
         inputs = {name: t.pin_memory() for name, t in self.inputs.items()}
-        return MicroBatch(inputs, self.labels.pin_memory(), self.tokens, self.is_filler)
+        labels, weights = self.labels.pin_memory(), self.weights.pin_memory()
+        return MicroBatch(inputs, labels, weights, self.tokens, self.is_filler)
 
 
 class Texts(Dataset):
-    """A split by index; -1 - i is text i as a filler."""
+    """A split by index; -1 - i is text i as a filler. weights (N,): of each text in the loss."""
 
-    def __init__(self, split: TokenisedSplit, template: Template):
+    def __init__(
+        self, split: TokenisedSplit, template: Template, weights: np.ndarray | None = None
+    ):
         self.split, self.template = split, template
+        self.weights = np.ones(len(split), dtype=np.float32) if weights is None else weights
 
     def __len__(self) -> int:
         return len(self.split)
 
-    def __getitem__(self, index: int) -> tuple[list[int], int, bool]:
+    def __getitem__(self, index: int) -> tuple[list[int], int, float, bool]:
         is_filler = index < 0
         i = -1 - index if is_filler else index
         start, end = self.split.offsets[i : i + 2]
         ids = self.template.dress(self.split.ids[start:end])
-        return ids, int(self.split.labels[i]), is_filler
+        return ids, int(self.split.labels[i]), float(self.weights[i]), is_filler
 
 
 @dataclass(frozen=True)
@@ -107,13 +113,14 @@ class Collate:
     padding: str = "batch"
     is_rounded: bool = False
 
-    def __call__(self, texts: Sequence[tuple[list[int], int, bool]]) -> MicroBatch:
-        rows = [ids for ids, _, _ in texts]
+    def __call__(self, texts: Sequence[tuple[list[int], int, float, bool]]) -> MicroBatch:
+        rows, labels, weights, fillers = zip(*texts, strict=True)
         return MicroBatch(
             inputs=self._pack(rows) if self.padding == "free" else self._pad(rows),
-            labels=torch.tensor([label for _, label, _ in texts]),
+            labels=torch.tensor(labels),
+            weights=torch.tensor(weights),
             tokens=sum(map(len, rows)),
-            is_filler=texts[0][2],
+            is_filler=fillers[0],
         )
 
     def cells(self, lengths: np.ndarray) -> int:
@@ -124,7 +131,7 @@ class Collate:
         width = self.template.max_length if self.padding == "max" else int(lengths.max())
         return len(lengths) * width
 
-    def _pad(self, rows: list[list[int]]) -> dict[str, Tensor]:
+    def _pad(self, rows: Sequence[list[int]]) -> dict[str, Tensor]:
         width = self.template.max_length if self.padding == "max" else max(map(len, rows))
         input_ids = np.full((len(rows), width), self.template.pad_id, dtype=np.int64)
         attention_mask = np.zeros((len(rows), width), dtype=np.int64)
@@ -134,7 +141,7 @@ class Collate:
         names = {"input_ids": input_ids, "attention_mask": attention_mask}
         return {name: torch.from_numpy(array) for name, array in names.items()}
 
-    def _pack(self, rows: list[list[int]]) -> dict[str, Tensor | Packing]:
+    def _pack(self, rows: Sequence[list[int]]) -> dict[str, Tensor | Packing]:
         pad_id = self.template.pad_id
         packing = Packing.of([len(ids) for ids in rows], is_rounded=self.is_rounded)
         names = {"input_ids": np.concatenate(rows)}

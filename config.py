@@ -87,7 +87,7 @@ class TrainConfig:
     accumulation_steps: int | str = key("auto", low=1, choices=("auto",), alters=False)
     precision: str = key("auto", choices=("auto", "fp32", "bf16"))
     class_weights: str | dict[str, float] = key(  # noqa: RUF009  a str by default
-        "balanced", choices=("balanced", "none"), above=0
+        "balanced", choices=("balanced", "none", "balanced:COLUMN"), above=0
     )
     label_smoothing: float = key(0.0, low=0, high=0.9)
     max_grad_norm: float | None = key(1.0, above=0)
@@ -449,7 +449,7 @@ def _parse(node: yaml.Node, members: list[object], choices: tuple | None) -> obj
             except ValueError:
                 continue
             bound = member in (str, bool) and choices
-            if bound and value not in choices:
+            if bound and not _is_choice(value, choices):
                 break
             if member is str and not value.strip():
                 break
@@ -458,6 +458,14 @@ def _parse(node: yaml.Node, members: list[object], choices: tuple | None) -> obj
             return value
     found = node.value if isinstance(node, yaml.ScalarNode) else f"a {node.id}"
     raise ValueError(f"expected {_expected(members, choices)}, found '{printable(found)}'")
+
+
+def _is_choice(value: object, choices: tuple) -> bool:
+    """Whether a word is one of `choices`; that of balanced:COLUMN stands for any column."""
+    if value in choices:
+        return True
+    prefixes = [c.removesuffix("COLUMN") for c in choices if str(c).endswith(":COLUMN")]
+    return any(value.startswith(p) and value.removeprefix(p).strip() for p in prefixes)
 
 
 def _scalar(node: yaml.Node, kind: type) -> object:
@@ -493,7 +501,7 @@ def _expected(members: list[object], choices: tuple | None) -> str:
         if member is types.NoneType:
             words.append("nothing")
         elif member in (str, bool) and choices:
-            words += [str(c).lower() for c in choices]
+            words += [str(c).lower() if isinstance(c, bool) else c for c in choices]
         elif typing.get_origin(member) is tuple:
             words.append("a list such as [lang, source]")
         elif typing.get_origin(member) is dict:

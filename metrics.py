@@ -15,6 +15,10 @@ SCORES = (
 )
 LOWER_IS_BETTER = ("loss", "calibration_error")
 CALIBRATION_BINS = 15
+COLLAPSED = 0.99  # of the texts get one label, although fewer than
+MOSTLY_ONE = 0.97  # have it
+FLAT = 0.1  # logit_spread of a model whose logits do not depend on the text
+RANKED = 0.6  # ROC AUC above chance
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -24,10 +28,13 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return exp / exp.sum(axis=1, keepdims=True)
 
 
-def class_weights(labels: np.ndarray, classes: int) -> np.ndarray:
-    """Weight of each class, (K,): N / (K * n_c), scikit-learn's `balanced`."""
-    counts = np.bincount(labels, minlength=classes)
-    return len(labels) / (classes * counts)
+def balanced_weights(labels: np.ndarray) -> np.ndarray:
+    """Weight of each example, (N,): N / (K * n_c), scikit-learn's `balanced`; their mean is 1.
+
+    K is the number of classes that `labels` (N,) has.
+    """
+    _, place, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    return (len(labels) / (len(counts) * counts))[place]
 
 
 def score(labels: np.ndarray, logits: np.ndarray, positive: int | None) -> dict[str, object]:
@@ -37,12 +44,16 @@ def score(labels: np.ndarray, logits: np.ndarray, positive: int | None) -> dict[
     average precision are about; without one, precision, recall and average precision are macro
     means and `f1_positive` is None. Where an example of some class is missing, every score that
     needs all classes is None. Logits that are not finite give None throughout.
+
+    Beside the scores: examples, confusion, predicted_share (K,), entropy (mean of the predicted
+    distributions', in nats) and logit_spread.
     """
     from sklearn import metrics as sk  # seconds, for which --check need not wait
 
     n, classes = logits.shape
     result: dict[str, object] = {name: None for name in SCORES}
     result |= {"examples": n, "confusion": None, "predicted_share": None}
+    result |= {"entropy": None, "logit_spread": None}
     if n == 0 or not np.isfinite(logits).all():
         return result
     probability = softmax(logits)
@@ -55,6 +66,8 @@ def score(labels: np.ndarray, logits: np.ndarray, positive: int | None) -> dict[
     result["calibration_error"] = calibration_error(probability, labels)
     result["confusion"] = sk.confusion_matrix(labels, predicted, labels=everyone).tolist()
     result["predicted_share"] = (np.bincount(predicted, minlength=classes) / n).tolist()
+    result["entropy"] = float(-(probability * log_probability).sum(axis=1).mean())
+    result["logit_spread"] = logit_spread(logits)
     if len(np.unique(labels)) < classes:
         return result
     one = {"labels": [positive], "average": "macro"} if positive is not None else {}
@@ -80,6 +93,38 @@ def score(labels: np.ndarray, logits: np.ndarray, positive: int | None) -> dict[
         ap = [sk.average_precision_score(hot[:, c], probability[:, c]) for c in columns]
         result["average_precision"] = float(np.mean(ap))
     return result
+
+
+def logit_spread(logits: np.ndarray) -> float:
+    """How much logits (N, K) differ between examples: the root mean square over examples of the
+    deviation from their mean, after each example's own mean is taken off."""
+    centred = logits - logits.mean(axis=1, keepdims=True, dtype=np.float64)
+    return float(np.sqrt(((centred - centred.mean(axis=0)) ** 2).mean()))
+
+
+def only_class(scores: Mapping[str, object]) -> int | None:
+    """The index of the class that was predicted for all but every text, where many are another."""
+    shares, confusion = scores.get("predicted_share"), scores.get("confusion")
+    if not shares or max(shares) < COLLAPSED:
+        return None
+    k = shares.index(max(shares))
+    return k if sum(confusion[k]) / scores["examples"] < MOSTLY_ONE else None
+
+
+def collapse_cause(scores: Mapping[str, object]) -> str:
+    """The likely cause of one class for all, and what to try, from the scores of `score`."""
+    spread, auc = scores["logit_spread"], scores["roc_auc"]
+    if spread < FLAT:
+        return (
+            f"its logits hardly differ between texts (spread {spread:.3f}): nothing was learnt "
+            "yet, or a rate too high destroyed it; another optimizer.lr, more train.epochs"
+        )
+    if auc is not None and auc > RANKED:
+        return (
+            f"it ranks the texts (ROC AUC {auc:.2f}) but one class is too frequent in training for "
+            "the other to be the likelier: train.class_weights=balanced, or the fitted threshold"
+        )
+    return "what it learnt does not tell the classes apart: other data or settings"
 
 
 def calibration_error(probability: np.ndarray, labels: np.ndarray) -> float:

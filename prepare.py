@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import checkpoint
 import config
@@ -41,7 +41,7 @@ class Job:
     tokenizer: object
     model: nn.Module
     steps: StepPlan
-    class_weights: Tensor  # (K,) float32 on the device
+    weights: np.ndarray  # (N,) float32, of each training text in the loss
     dtype: torch.dtype  # of matrix products
 
     @property
@@ -49,6 +49,11 @@ class Job:
         """How texts become a batch."""
         rounded = next(self.model.parameters()).device.type == "cpu"
         return Collate(self.template, self.cfg.speed.padding, rounded)
+
+    @property
+    def training_texts(self) -> Texts:
+        """The training split as a dataset with its weights."""
+        return Texts(self.corpus.train, self.template, self.weights)
 
     @property
     def is_packed(self) -> bool:
@@ -136,7 +141,7 @@ def prepare(cfg: Config, world: World, say: Callable[[str], None], *, strict: bo
         tokenizer=tokenizer,
         model=classifier,
         steps=steps,
-        class_weights=weigh(cfg, corpus).to(world.device),
+        weights=weigh(cfg, corpus),
         dtype=torch.bfloat16 if cfg.train.precision == "bf16" else torch.float32,
     )
     return job if is_cut_given or world.device.type == "cpu" else _fit_memory(job, world, say)
@@ -192,18 +197,45 @@ def check_metric(cfg: Config, corpus: Corpus | None) -> None:
         raise Refusal(BAD_CONFIG, "evaluation.metric: f1_positive needs data.positive_label")
 
 
-def weigh(cfg: Config, corpus: Corpus) -> Tensor:
-    """The weight of each class in the loss, (K,) float32."""
-    wanted, names = cfg.train.class_weights, corpus.label_names
-    if wanted == "balanced":
-        return torch.from_numpy(metrics.class_weights(corpus.train.labels, len(names))).float()
+def weigh(cfg: Config, corpus: Corpus) -> np.ndarray:
+    """The weight of each training text in the loss, (N,) float32, by train.class_weights."""
+    wanted, train = cfg.train.class_weights, corpus.train
+    if isinstance(wanted, dict):
+        return np.array([wanted[name] for name in corpus.label_names], np.float32)[train.labels]
     if wanted == "none":
-        return torch.ones(len(names))
-    return torch.tensor([wanted[name] for name in names])
+        return np.ones(len(train), np.float32)
+    weights, column = np.zeros(len(train)), weighted_column(cfg)
+    groups = train.slices[column][0] if column else np.zeros(len(train), np.int32)
+    for group in np.unique(groups):  # balanced within each value of the column
+        members = groups == group
+        weights[members] = metrics.balanced_weights(train.labels[members])
+    return weights.astype(np.float32)
+
+
+def weighted_column(cfg: Config) -> str | None:
+    """The slice column of train.class_weights=balanced:COLUMN."""
+    wanted = cfg.train.class_weights
+    return wanted.partition(":")[2] or None if isinstance(wanted, str) else None
+
+
+def named_weights(job: Job) -> dict[str, float]:
+    """The weights in the loss by label, or by the value of a slice column and label."""
+    train, names = job.corpus.train, job.corpus.label_names
+    column = weighted_column(job.cfg)
+    codes, values = train.slices[column] if column else (np.zeros_like(train.labels), [""])
+    cells, first = np.unique(codes * len(names) + train.labels, return_index=True)
+    places = zip(cells.tolist(), job.weights[first].tolist(), strict=True)
+    return {f"{values[c // len(names)]} {names[c % len(names)]}".strip(): w for c, w in places}
 
 
 def _check_known_labels(cfg: Config, corpus: Corpus) -> None:
-    wanted = cfg.train.class_weights
+    wanted, column = cfg.train.class_weights, weighted_column(cfg)
+    if column and column not in corpus.train.slices:
+        raise Refusal(
+            BAD_CONFIG,
+            f"train.class_weights: '{printable(column)}' is not among data.slice_columns "
+            f"({', '.join(map(printable, corpus.train.slices)) or 'none'})",
+        )
     if isinstance(wanted, dict) and set(wanted) != set(corpus.label_names):
         odd = sorted(set(wanted) ^ set(corpus.label_names))[0]
         raise Refusal(
@@ -255,7 +287,7 @@ def longest_micro_batch(job: Job) -> list[int]:
 
 def try_pass(job: Job, texts: list[int], device: torch.device) -> None:
     """Forward, backward and evaluation of some texts; no weight changes, no gradient stays."""
-    dataset = Texts(job.corpus.train, job.template)
+    dataset = job.training_texts
     batch = job.collate([dataset[i] for i in texts]).to(device)
     with torch.autocast(device.type, torch.bfloat16, enabled=job.dtype == torch.bfloat16):
         job.model(**batch.inputs).logits.float().sum().backward()

@@ -30,6 +30,7 @@ from torch.utils.data import DataLoader
 import config
 import metrics
 import results
+import scoring
 from batches import MicroBatch, StepSampler, Texts
 from check import check
 from config import Config
@@ -51,19 +52,19 @@ from signals import Stopped, StopRequest
 
 
 def step_loss(
-    logits: Tensor, labels: Tensor, class_weights: Tensor, n: int, label_smoothing: float = 0.0
+    logits: Tensor, labels: Tensor, weights: Tensor, n: int, label_smoothing: float = 0.0
 ) -> Tensor:
-    """This micro-batch's part of the step's loss: sum_i w[y_i] * l_i / n.
+    """This micro-batch's part of the step's loss: sum_i w_i * l_i / n.
 
-    logits (B, K), labels (B,). Not reduction="mean": that divides by the micro-batch's own sum of
-    weights, so the update would depend on how the global batch of n examples was cut (pytorch issue
-    72047). A smoothed loss is weighted as a whole by the weight of its true class.
+    logits (B, K), labels and weights (B,). Not reduction="mean": that divides by the micro-batch's
+    own sum of weights, so the update would depend on how the global batch of n examples was cut
+    (pytorch issue 72047). A smoothed loss is weighted as a whole.
     """
     logits = logits if logits.dtype == torch.float64 else logits.float()
     per_example = F.cross_entropy(
         logits, labels, reduction="none", label_smoothing=label_smoothing
     )  # (B,)
-    return (class_weights[labels] * per_example).sum() / n
+    return (weights * per_example).sum() / n
 
 
 def dropout_seed(seed: int, step: int, rank: int, micro_batch: int) -> int:
@@ -87,9 +88,7 @@ def backward(
             with world.no_sync(model, unless=i == len(micro_batches) - 1):
                 batch = batch.to(world.device)
                 logits = model(**batch.inputs).logits
-                loss = step_loss(
-                    logits, batch.labels, job.class_weights, n, cfg.train.label_smoothing
-                )
+                loss = step_loss(logits, batch.labels, batch.weights, n, cfg.train.label_smoothing)
                 if batch.is_filler:
                     loss = loss * 0.0
                 (loss * world.size).backward()  # DDP averages over ranks; the step wants the sum
@@ -122,7 +121,7 @@ def evaluate_and_judge(job: Job, progress: Progress, world: World) -> dict[str, 
     """Score the validation split and note whether it is the best so far; ties go to the earlier."""
     logits = evaluate(job, job.corpus.validation, world)
     scores = world.share(
-        results.score_split(job, job.corpus.validation, logits) if world.is_main else None
+        scoring.score_split(job, job.corpus.validation, logits) if world.is_main else None
     )
     value = metrics.select(job.cfg.evaluation.metric, scores)
     if progress.best is None or value > progress.best:
@@ -147,7 +146,7 @@ def batches_by_step(
     if workers == "auto":  # a GPU must not wait for the next batches; a CPU has no core to spare
         workers = 2 if device.type == "cuda" else 0
     loader = DataLoader(
-        Texts(job.corpus.train, job.template),
+        job.training_texts,
         batch_sampler=sampler,
         collate_fn=job.collate,
         num_workers=workers,
@@ -216,9 +215,9 @@ def train(
         if due(progress.step, cfg.evaluation.every, job):
             scores = evaluate_and_judge(job, progress, world)
             is_best = progress.best_step == progress.step
-            fields = {"best": is_best, "value": results.deciding(job, scores)}
+            fields = {"best": is_best, "value": scoring.deciding(job, scores)}
             log.write("eval", step=progress.step, split="validation", **fields, **scores)
-            console.say(results.evaluation_line(job, progress, scores))
+            console.say(scoring.evaluation_line(job, progress, scores))
             meter.restart()
         asked = STOP if stop.is_set(progress.step) else SAVE * saver.owes(progress.step)
         asked = world.largest(asked)

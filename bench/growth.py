@@ -37,7 +37,7 @@ def measure(job, optimizer, world: World, *, texts: int, mean: float, steps: int
     seconds = []
     for step in range(steps + 2):
         lengths = np.clip(rng.choice(own, texts) * mean / own.mean(), 3, 512).round().astype(int)
-        rows = [(rng.choice(active, n).tolist(), int(rng.integers(2)), False) for n in lengths]
+        rows = [(rng.choice(active, n).tolist(), int(rng.integers(2)), 1.0, False) for n in lengths]
         tokens = job.cfg.train.micro_batch_tokens
         passes = cut(np.arange(texts), lengths, texts, tokens, is_packed=job.is_packed)
         batches = [job.collate([rows[i] for i in part]) for part in passes]

@@ -118,9 +118,10 @@ def test_truncation_keeps_the_stated_places(truncation, kept):
 
 
 def test_collate_pads_to_the_longest_of_the_batch_with_the_pad_id():
-    texts = [([0, 5, 6, 2], 1, False), ([0, 2], 0, False)]
+    texts = [([0, 5, 6, 2], 1, 2.5, False), ([0, 2], 0, 0.5, False)]
     batch = Collate(TEMPLATE)(texts)
     assert batch.inputs["input_ids"].tolist() == [[0, 5, 6, 2], [0, 2, 1, 1]]
     assert batch.inputs["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
-    assert (batch.labels.tolist(), batch.tokens, batch.is_filler) == ([1, 0], 6, False)
+    found = (batch.labels.tolist(), batch.weights.tolist(), batch.tokens, batch.is_filler)
+    assert found == ([1, 0], [2.5, 0.5], 6, False)
     assert Collate(TEMPLATE, "max")(texts).inputs["input_ids"].shape == (2, 10)

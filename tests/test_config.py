@@ -92,6 +92,7 @@ READ = [
     ("train.micro_batch_size", "8", 8),
     ("train.micro_batch_size", "auto", "auto"),
     ("train.max_grad_norm", "null", None),
+    ("train.class_weights", "balanced:lang", "balanced:lang"),
     ("train.class_weights", "{yes: 2, 1: 1e0, no: .5}", {"yes": 2.0, "1": 1.0, "no": 0.5}),
     ("data.slice_columns", "[yes, 1]", ("yes", "1")),
     ("data.slice_columns", "lang, topic", ("lang", "topic")),
@@ -180,6 +181,10 @@ REFUSED = {
         "speed.padding: expected free or batch or max, found 'none'",
     ),
     "not yet": ("speed: {compile: true}", "speed.compile: expected false, found 'true'"),
+    "no column": (
+        "train: {class_weights: 'balanced:'}",
+        "or balanced or none or balanced:COLUMN, found 'balanced:'",
+    ),
     "weights": ("train: {class_weights: {a: x}}", "train.class_weights: expected a number, found"),
     "weight of 0": ("train: {class_weights: {a: 0}}", "train.class_weights: 0.0 is not above 0"),
     "too low": ("run: {seed: -1}", "run.seed: -1 is not at least 0 and at most 4294967295"),

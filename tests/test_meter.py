@@ -3,7 +3,6 @@
 import pytest
 import tiny
 
-from batches import Texts
 from meter import Estimate, Workload, in_words
 from prepare import workload
 
@@ -32,7 +31,7 @@ def test_the_first_step_is_not_counted():
 
 def test_the_workload_is_what_the_loader_hands_out(small):
     job = tiny.make_job(tiny.settings(small, checkpoint__every=4))
-    sampler, texts = job.sampler(rank=0), Texts(job.corpus.train, job.template)
+    sampler, texts = job.sampler(rank=0), job.training_texts
     handed = [job.collate([texts[i] for i in rows]).inputs["input_ids"] for rows in sampler]
     work = workload(job, sampler)
     assert work.training_cells == pytest.approx(sum(ids.numel() for ids in handed))

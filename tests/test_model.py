@@ -106,6 +106,7 @@ def test_scratch_replaces_unreachable_weights_only_for_the_first_look(small, cap
         ({"evaluation__metric": "f1"}, 78, "evaluation.metric: expected one of"),
         ({"evaluation__metric": "f1_macro/worst:town"}, 78, "'town' is not among"),
         ({"train__class_weights": "{0: 1, 2: 3}"}, 78, "one weight for each of 0, 1"),
+        ({"train__class_weights": "balanced:town"}, 78, "'town' is not among data.slice_columns"),
         ({"run__name": "../elsewhere"}, 78, "'../elsewhere' is no directory name"),
         ({"run__dir": "/dev/null/runs"}, 73, "cannot be written"),
     ],

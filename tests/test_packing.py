@@ -26,7 +26,7 @@ LENGTHS = {
 
 def texts(lengths, seed=0) -> list[tuple[list[int], int, bool]]:
     rng = random.Random(seed)
-    return [([0, *rng.choices(range(4, 60), k=n - 2), 2], 0, False) for n in lengths]
+    return [([0, *rng.choices(range(4, 60), k=n - 2), 2], 0, 1.0, False) for n in lengths]
 
 
 def models(dtype=torch.float32, **options):

@@ -1,7 +1,5 @@
 """The update is that of the whole global batch, however it is cut; dropout, clipping, skipping."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import tiny
@@ -10,9 +8,10 @@ import torch.nn.functional as F
 from sklearn.utils.class_weight import compute_class_weight
 
 import train
-from batches import Texts
 from ddp import process_group
+from metrics import balanced_weights
 from optimizer import update
+from prepare import named_weights
 
 SMOOTHING = 0.1
 
@@ -22,14 +21,13 @@ def gradients(folder, dtype, micro, *, world=None, naive=False, **speed) -> list
     world = world or tiny.alone()
     job = tiny.make_job(arguments(folder, micro, **speed), world)
     job.model.to(dtype)
-    job = dataclasses.replace(job, class_weights=job.class_weights.to(dtype))
     model, sampler = world.wrap(job.model), job.sampler(world.rank)
-    texts, result = Texts(job.corpus.train, job.template), []
+    texts, result = job.training_texts, []
     for step in range(job.steps.steps_per_epoch):
         n = len(sampler.global_batch(step))
         batches = [job.collate([texts[i] for i in m]) for m in sampler.micro_batches(step)]
         if naive:
-            naive_backward(model, batches, job.class_weights)
+            naive_backward(model, batches)
         else:
             train.backward(model, batches, n, step, job, world)
         flat = torch.cat([p.grad.flatten() for p in model.parameters()])
@@ -38,13 +36,12 @@ def gradients(folder, dtype, micro, *, world=None, naive=False, **speed) -> list
     return result
 
 
-def naive_backward(model, batches, class_weights) -> None:
+def naive_backward(model, batches) -> None:
     """What is usually written: the weighted mean of each micro-batch, averaged."""
     for batch in batches:
         logits = model(**batch.inputs).logits
-        mean = F.cross_entropy(
-            logits, batch.labels, weight=class_weights, label_smoothing=SMOOTHING
-        )
+        losses = F.cross_entropy(logits, batch.labels, reduction="none", label_smoothing=SMOOTHING)
+        mean = (batch.weights * losses).sum() / batch.weights.sum()
         (mean / len(batches)).backward()
 
 
@@ -111,7 +108,8 @@ def test_the_loss_is_the_weighted_sum_over_the_count_of_examples():
     target[range(6), labels] += 1 - SMOOTHING
     per_example = -(target * logits.log_softmax(1)).sum(1)
     expected = (weights[labels] * per_example).sum() / 6
-    assert torch.allclose(train.step_loss(logits, labels, weights, 6, SMOOTHING), expected)
+    found = train.step_loss(logits, labels, weights[labels], 6, SMOOTHING)
+    assert torch.allclose(found, expected)
     library = F.cross_entropy(logits, labels, weight=weights, label_smoothing=SMOOTHING)
     assert not torch.allclose(library, expected), "control: another formula"
 
@@ -120,13 +118,33 @@ def test_class_weights_equal_scikit_learns_balanced(small):
     job = tiny.make_job(tiny.settings(small))
     labels = job.corpus.train.labels
     expected = compute_class_weight("balanced", classes=np.array([0, 1]), y=labels)
-    assert job.class_weights.tolist() == pytest.approx(expected.tolist(), rel=1e-7)
-    assert job.class_weights[job.corpus.train.labels].mean().item() == pytest.approx(1, rel=1e-6)
+    assert job.weights.tolist() == pytest.approx(expected[labels].tolist(), rel=1e-6)
+    assert job.weights.mean() == pytest.approx(1, rel=1e-6)
+    assert named_weights(job) == pytest.approx({"0": expected[0], "1": expected[1]}, rel=1e-6)
+
+
+def test_weights_by_a_slice_column_balance_each_of_its_values_alone(small):
+    job = tiny.make_job(tiny.settings(small, train__class_weights="balanced:lang"))
+    train_split = job.corpus.train
+    codes, values = train_split.slices["lang"]
+    for code, value in enumerate(values):
+        labels = train_split.labels[codes == code]
+        expected = compute_class_weight("balanced", classes=np.array([0, 1]), y=labels)
+        weights = job.weights[codes == code]
+        assert weights.tolist() == pytest.approx(expected[labels].tolist(), rel=1e-6)
+        assert named_weights(job)[f"{value} 1"] == pytest.approx(expected[1], rel=1e-6)
+    plain = tiny.make_job(tiny.settings(small)).weights
+    assert np.abs(job.weights - plain).max() > 1e-3, "control: balanced over all is another weight"
+
+
+def test_a_value_without_some_label_weighs_as_much_as_its_texts():
+    assert balanced_weights(np.array([1, 1, 1])).tolist() == [1, 1, 1]
+    assert balanced_weights(np.array([0, 2, 2, 2])).mean() == pytest.approx(1)
 
 
 def test_dropout_is_on_in_training_and_off_in_evaluation(small):
     job = tiny.make_job(tiny.settings(small))
-    texts = Texts(job.corpus.train, job.template)
+    texts = job.training_texts
     inputs = job.collate([texts[i] for i in range(8)]).inputs
     assert job.model.training
     first, second = (job.model(**inputs).logits for _ in range(2))

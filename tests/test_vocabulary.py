@@ -16,7 +16,6 @@ from transformers import (
 import checkpoint
 import savings
 import train
-from batches import Texts
 from ddp import process_group
 from optimizer import make_optimizer, set_lr, update
 from schedule import lr_factor
@@ -45,7 +44,7 @@ def trained(folder, arguments, world=None, root=None) -> dict[str, np.ndarray]:
     job = tiny.make_job(arguments, world)
     optimizer = make_optimizer(job.model, job.cfg.optimizer)
     model = world.wrap(job.model)
-    sampler, texts = job.sampler(world.rank), Texts(job.corpus.train, job.template)
+    sampler, texts = job.sampler(world.rank), job.training_texts
     for step in range(STEPS):
         if step == RESUMED and root:
             held = checkpoint.tensors(job.model, optimizer, copy=False)
