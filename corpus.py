@@ -4,12 +4,13 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
 import baselines
+import quality
 from config import DataConfig
 from data import Split, file_hash, read_splits
 from errors import MISSING, Refusal, printable
@@ -18,7 +19,7 @@ from files import building, read_json, sweep_builders, writing
 MAX_TOKENS = 8192  # ids kept of one text, before max_length cuts it
 # Texts, and characters of them, tokenised at a time: bounds the memory of their encodings.
 CHUNK, CHUNK_CHARACTERS = 8192, 1 << 22
-FORMAT = 2  # raise when what is cached changes its meaning
+FORMAT = 3  # raise when what is cached changes its meaning
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,8 @@ class TokenisedSplit:
     """One split as arrays: N texts, T tokens without special ones.
 
     ids (T,) int32, offsets (N + 1,) int64, labels (N,) int64, rows (N,) int64 (1 is the first row
-    below the header), slices: column -> (codes (N,), names), baseline (N, K) TF-IDF probabilities
-    or None for training texts.
+    below the header), slices: column -> (codes (N,), names). Training texts have None of these:
+    baseline (N, K) TF-IDF probabilities, is_near (N,) bool, that training has the text or nearly.
     """
 
     ids: np.ndarray
@@ -36,6 +37,7 @@ class TokenisedSplit:
     rows: np.ndarray
     slices: dict[str, tuple[np.ndarray, list[str]]]
     baseline: np.ndarray | None
+    is_near: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -50,9 +52,13 @@ class Corpus:
     test: TokenisedSplit | None
     label_names: list[str]
     positive: int | None
-    findings: list[str]
-    report: dict[str, object]
+    report: dict[str, object]  # what data_report.json gets
     key: str
+
+    @property
+    def findings(self) -> list[str]:
+        """What the data check found, a line each."""
+        return [finding["message"] for finding in self.report["findings"]]
 
     def evaluated(self) -> dict[str, TokenisedSplit]:
         """The splits that are scored, by name."""
@@ -83,6 +89,16 @@ def training_texts(cfg: DataConfig, *, seed: int) -> list[str]:
 
 def load_corpus(cfg: DataConfig, tokenizer, *, seed: int, say: Callable[[str], None]) -> Corpus:
     """The tokenised data of `cfg`: from the cache, else read, checked, tokenised and cached."""
+    corpus = _load(cfg, tokenizer, seed=seed, say=say)
+    room = cfg.max_length - tokenizer.num_special_tokens_to_add()
+    for name, split in [("train", corpus.train), *corpus.evaluated().items()]:
+        measured = quality.check_tokens(name, split, room=room, unknown=tokenizer.unk_token_id)
+        corpus.report[name] |= measured.report
+        corpus.report["findings"] += map(asdict, measured.findings)
+    return corpus
+
+
+def _load(cfg: DataConfig, tokenizer, *, seed: int, say: Callable[[str], None]) -> Corpus:
     key = content_key(cfg, seed, tokenizer_key(tokenizer))
     folder = Path(cfg.cache_dir) / "corpus" / key
     tokens = 1 + max(tokenizer.get_vocab().values())
@@ -103,10 +119,12 @@ def build(
     """Fill the cache folder; it appears complete or not at all."""
     say("reading and checking the data")
     splits = read_splits(cfg, seed=seed)
-    named = {"train": splits.train, "validation": splits.validation, "test": splits.test}
-    named = {name: split for name, split in named.items() if split is not None}
+    named, report = splits.named(), splits.report
+    checked = quality.check(splits, seed=seed)
+    findings = report.pop("findings") + list(map(asdict, checked.findings))
+    report |= {name: report.get(name, {}) | more for name, more in checked.report.items()}
     meta = {"label_names": splits.label_names, "positive": splits.positive, "splits": {}}
-    meta |= {"findings": splits.findings, "report": splits.report}
+    meta |= {"findings": findings, "report": report}
     with writing(folder), building(folder) as new:
         say("fitting the TF-IDF baseline")
         evaluated = {name: s.texts for name, s in named.items() if name != "train"}
@@ -114,6 +132,7 @@ def build(
         fitted = baselines.tfidf(*train, evaluated, classes=len(splits.label_names), seed=seed)
         for name, probability in fitted.items():
             np.save(new / f"{name}.baseline.npy", probability)
+            np.save(new / f"{name}.is_near.npy", checked.is_near[name])
         say(f"tokenising {sum(len(s.texts) for s in named.values()):,} texts")
         for name, split in named.items():
             meta["splits"][name] = {c: names for c, (_, names) in split.slices.items()}
@@ -125,7 +144,7 @@ def build(
 def _write_split(folder: Path, name: str, split: Split, tokenizer) -> None:
     lengths = np.zeros(len(split.texts), dtype=np.int64)
     parts, done = [], 0
-    for encoded in _encode(split.texts, tokenizer):
+    for encoded in encode(split.texts, tokenizer):
         lengths[done : done + len(encoded)] = [len(ids) for ids in encoded]
         done += len(encoded)
         parts.append(np.fromiter((i for ids in encoded for i in ids), dtype=np.int32))
@@ -147,7 +166,7 @@ def _save_parts(path: Path, parts: list[np.ndarray]) -> None:
             file.write(part.data)
 
 
-def _encode(texts: list[str], tokenizer) -> Iterator[list[list[int]]]:
+def encode(texts: list[str], tokenizer) -> Iterator[list[list[int]]]:
     """The ids of each text, without special tokens and untruncated, some thousand texts at a time.
 
     A fast tokenizer works on all cores; RAYON_NUM_THREADS bounds it.
@@ -176,7 +195,7 @@ def _open(folder: Path, key: str, tokens: int) -> Corpus:
     meta = read_json(folder / "meta.json")
     splits = {name: _open_split(folder, name, meta, tokens) for name in meta["splits"]}
     names, positive, findings = meta["label_names"], meta["positive"], meta["findings"]
-    words = [*names, *findings]
+    words = [*names, *(finding.get("message") for finding in findings)]
     words += [word for s in splits.values() for _, values in s.slices.values() for word in values]
     if not (
         isinstance(names, list)
@@ -184,6 +203,7 @@ def _open(folder: Path, key: str, tokens: int) -> Corpus:
         and len(np.unique(splits["train"].labels)) == len(names) > 1
         and (positive is None or positive in range(len(names)))
         and type(meta["report"]["held_out"]) is int
+        and all(isinstance(meta["report"][name], dict) for name in splits)
     ):
         raise ValueError("meta.json does not fit the arrays")
     return Corpus(
@@ -192,8 +212,7 @@ def _open(folder: Path, key: str, tokens: int) -> Corpus:
         test=splits.get("test"),
         label_names=names,
         positive=positive,
-        findings=findings,
-        report=meta["report"],
+        report=meta["report"] | {"findings": findings},
         key=key,
     )
 
@@ -221,5 +240,9 @@ def _open_split(folder: Path, name: str, meta: dict, tokens: int) -> TokenisedSp
         column: (array(f"slice{i}", np.int32, (n,), len(words)), words)
         for i, (column, words) in enumerate(meta["splits"][name].items())
     }
-    baseline = array("baseline", np.float32, (n, classes), 1.01) if name != "train" else None
-    return TokenisedSplit(ids, offsets, labels, rows, columns, baseline)
+    if name == "train":
+        return TokenisedSplit(ids, offsets, labels, rows, columns, None)
+    baseline = array("baseline", np.float32, (n, classes), 1.01)
+    return TokenisedSplit(
+        ids, offsets, labels, rows, columns, baseline, array("is_near", np.bool_, (n,))
+    )

@@ -1,38 +1,33 @@
 """From files to splits: texts, label indices, slices and row numbers; faults named by row."""
 
-import contextlib
-import csv
 import hashlib
-import io
-import json
 import math
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from itertools import chain, islice
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
+import tables
 from config import DataConfig
-from errors import BAD_DATA, MISSING, Refusal, printable
-from files import open_regular
+from errors import BAD_DATA, Refusal, printable
 
 VALIDATION_SHARE = 0.1  # of the training rows, where no validation file is given
 MAX_LEAK_SHARE = (
     0.1  # more training rows than this equal to evaluation rows: the files are mixed up
 )
-MAX_FIELD = 1 << 24  # characters of one cell or line; a longer one is broken quoting
-# Characters kept of a text: 8 for each of the 8,192 ids kept of it. A million take TF-IDF half a
-# minute, and the trainer of a Unigram tokenizer dies of them.
-MAX_TEXT = 1 << 16
 MAX_LABELS = 1000  # more, or longer ones, are a column of texts or numbers, not of labels
 MAX_WORD = 200  # characters of a label or a slice's value
 POSITIVE_WORDS = ("1", "true", "yes")
 SLICE_WORDS = ("lang", "language")  # what data.slice_columns=auto looks for
 SHOWN = 10  # rows listed of each finding
+# As far as they are ASCII: Chinese may follow without a blank.
+HANDLE = re.compile(r"(?<![\w@])@[a-z0-9_]+")
+LINK = re.compile(r"(?:https?://|\bwww\.)[!-~]+")
 
 
 @dataclass
@@ -69,13 +64,29 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Finding:
+    """A fault in a split: what the user is told, how many rows have it, and the first of them."""
+
+    kind: str
+    split: str
+    message: str  # one line
+    count: int
+    rows: list[int]  # SHOWN of them, 1 is the first below the header
+    details: dict[str, object] = field(default_factory=dict)  # numbers of this kind, for JSON
+
+
+@dataclass(frozen=True)
 class Split:
-    """One split: texts, labels (N,) int64 in 0..K-1, rows (N,), column -> (codes, names)."""
+    """One split: texts, labels (N,) int64 in 0..K-1, rows (N,), column -> (codes, names).
+
+    groups: the values of data.group_column, different ones where a row has none; [] without it.
+    """
 
     texts: list[str]
     labels: np.ndarray
     rows: np.ndarray
     slices: dict[str, tuple[np.ndarray, list[str]]]
+    groups: list[str]
 
 
 @dataclass(frozen=True)
@@ -87,8 +98,17 @@ class Splits:
     test: Split | None
     label_names: list[str]
     positive: int | None
-    findings: list[str]  # a line each, for the user
-    report: dict[str, object]  # counts, for data_report.json
+    report: dict[str, object]  # counts and "findings", for data_report.json
+
+    @property
+    def findings(self) -> list[str]:
+        """What was found, a line each."""
+        return [finding["message"] for finding in self.report["findings"]]
+
+    def named(self) -> dict[str, Split]:
+        """The splits by name."""
+        splits = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: split for name, split in splits.items() if split is not None}
 
 
 def read_splits(cfg: DataConfig, *, seed: int) -> Splits:
@@ -96,10 +116,10 @@ def read_splits(cfg: DataConfig, *, seed: int) -> Splits:
 
     Raises Refusal 66 for a file that is missing and 65 for one that cannot be trained on.
     """
-    findings: list[str] = []
+    findings: list[Finding] = []
     train = _read(cfg.train, cfg, findings)
-    validation = _read(cfg.validation, cfg, findings) if cfg.validation else None
-    test = _read(cfg.test, cfg, findings) if cfg.test else None
+    validation = _read(cfg.validation, cfg, findings, "validation") if cfg.validation else None
+    test = _read(cfg.test, cfg, findings, "test") if cfg.test else None
     _keep_common_slices([t for t in (train, validation, test) if t])
     if cfg.validation:
         train, validation = (_limit(t, cfg.limit, seed) for t in (train, validation))
@@ -116,12 +136,9 @@ def read_splits(cfg: DataConfig, *, seed: int) -> Splits:
         raise Refusal(BAD_DATA, f"{train.name}: without leaked rows a label has no example left")
     positive = _positive(names, train.labels, cfg.positive_label)
     splits = {"train": train, "validation": validation} | ({"test": test} if test else {})
-    report = {
-        name: {"file": str(t.path), "rows": len(t.rows), "labels": dict(Counter(t.labels))}
-        for name, t in splits.items()
-    }
+    report = {name: _counts(table) for name, table in splits.items()}
     report["held_out"] = 0 if cfg.validation else len(validation.rows)
-    report["findings"] = findings
+    report["findings"] = [asdict(finding) for finding in findings]
     code = {name: i for i, name in enumerate(names)}
     encoded = {name: _encode(table, code) for name, table in splits.items()}
     return Splits(
@@ -130,7 +147,6 @@ def read_splits(cfg: DataConfig, *, seed: int) -> Splits:
         encoded.get("test"),
         names,
         positive,
-        findings,
         report,
     )
 
@@ -146,30 +162,30 @@ def texts_by_row(file: str | Path, cfg: DataConfig) -> dict[int, tuple[str, str]
 
 def file_hash(path: str | Path) -> str:
     """sha256 of a file's bytes, or Refusal 66."""
-    with _opened(path) as file:
+    with tables.opened(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-@contextlib.contextmanager
-def _opened(path: str | Path) -> Iterator[BinaryIO]:
-    """A data file to be read; Refusal 66 for one that cannot be."""
-    try:
-        with open_regular(path) as file:
-            yield file
-    except FileNotFoundError:
-        raise Refusal(MISSING, f"{printable(path, 200)}: no such data file") from None
-    except OSError as error:
-        raise Refusal(MISSING, f"{printable(path, 200)}: {error.strerror}") from None
-
-
 def normalised(text: str) -> str:
-    """The form in which two texts count as the same: NFKC, case folded, single blanks."""
-    if text.isascii():
-        return " ".join(text.lower().split())
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    """The form in which two texts count as the same: NFKC, case folded, single blanks.
+
+    Handles are @user and links http, but in a text that has nothing else.
+    """
+    text = text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
+    text = " ".join(text.split())
+    if "@" not in text and "http" not in text and "www." not in text:
+        return text
+    masked = LINK.sub("http", HANDLE.sub("@user", text))
+    return masked if set(masked.split()) - {"http", "@user"} else text
 
 
-def _read(name: str, cfg: DataConfig, findings: list[str]) -> Table:
+def listed(rows: Sequence[object], count: int | None = None) -> str:
+    """The first SHOWN of some rows for a message; count: how many there are in all."""
+    more = ", ..." if (count or len(rows)) > SHOWN else ""
+    return ", ".join(map(str, rows[:SHOWN])) + more
+
+
+def _read(name: str, cfg: DataConfig, findings: list[Finding], split: str = "train") -> Table:
     """One file as a Table without its bad rows."""
     table = Table(Path(name))
     records = _records(table.path, table.name)
@@ -181,15 +197,13 @@ def _read(name: str, cfg: DataConfig, findings: list[str]) -> Table:
         raise Refusal(BAD_DATA, f"{table.name}: two columns are called '{printable(twice[0])}'")
     wanted = _wanted_columns(table.name, columns, cfg)
     table.slices = {column: [] for column in wanted["slices"]}
-    bad: list[str] = []
+    bad: dict[int, str] = {}
     for row, record in enumerate(records, 1):
-        text, label = record[wanted["text"]], record[wanted["label"]]
-        text = text if isinstance(text, str) else "" if text is None else str(text)
-        label = _word(label)
-        if not text.strip() or not label:
-            bad.append(f"row {row} ({'empty text' if not text.strip() else 'no label'})")
+        text, label = tables.text_of(record[wanted["text"]]), _word(record[wanted["label"]])
+        if not text or not label:
+            bad[row] = f"row {row} ({'no label' if text else 'empty text'})"
             continue
-        table.texts.append(text if len(text) <= MAX_TEXT else text.lstrip()[:MAX_TEXT])
+        table.texts.append(text)
         table.labels.append(label)
         table.rows.append(row)
         if wanted["group"] is not None:
@@ -197,12 +211,11 @@ def _read(name: str, cfg: DataConfig, findings: list[str]) -> Table:
         for column, place in wanted["slices"].items():
             table.slices[column].append(_word(record[place]) or "(none)")
     if bad:
-        message = f"{table.name}: {len(bad):,} bad rows: {', '.join(bad[:SHOWN])}" + (
-            ", ..." if len(bad) > SHOWN else ""
-        )
+        message = f"{table.name}: {len(bad):,} bad rows: {listed(list(bad.values()))}"
         if cfg.bad_rows == "stop":
             raise Refusal(BAD_DATA, f"{message}; mend them or set data.bad_rows=skip")
-        findings.append(f"{message}; skipped")
+        message += "; skipped"
+        findings.append(Finding("bad_rows", split, message, len(bad), list(bad)[:SHOWN]))
     if not table.rows:
         raise Refusal(BAD_DATA, f"{table.name}: no usable row below the header")
     return table
@@ -238,7 +251,9 @@ def _keep_common_slices(tables: list[Table]) -> None:
 
 
 def _word(cell: object) -> str:
-    """A label, group or slice value as text: 1, 1.0 and "1" are the same word."""
+    """A label, group or slice value as text: 1, 1.0 and "1" are the same word; nested ones none."""
+    if isinstance(cell, dict | list | bytes):
+        return ""
     if isinstance(cell, float) and math.isnan(cell):
         return ""
     if isinstance(cell, float) and cell.is_integer():
@@ -248,118 +263,32 @@ def _word(cell: object) -> str:
 
 def _records(path: Path, name: str) -> Iterator[Sequence]:
     """The column names of a file, then its rows as sequences in that order; `name` is shown."""
-    suffix = path.suffix.lower()
-    if suffix in (".csv", ".tsv"):
-        return _csv_records(path, name, "," if suffix == ".csv" else "\t")
-    if suffix in (".jsonl", ".ndjson"):
-        return _jsonl_records(path, name)
-    if suffix == ".parquet":
-        return _parquet_records(path, name)
+    kind = tables.KINDS.get(path.suffix.lower())
+    if kind in tables.DELIMITERS:
+        rows = tables.csv_rows(tables.lines_of(path, name), name, tables.DELIMITERS[kind])
+        return (cells for _, cells in rows)
+    if kind == "jsonl":
+        return _of_objects(tables.json_rows(tables.lines_of(path, name), name))
+    if kind == "parquet":
+        return _of_batches(tables.parquet_batches(path, name))
     raise Refusal(
         BAD_DATA, f"{name}: unknown kind of file; expected .csv, .tsv, .jsonl or .parquet"
     )
 
 
-def _lines(path: Path, name: str) -> Iterator[str]:
-    """The lines of a UTF-8 file, with or without BOM; line ends inside quotes stay as they are."""
-    number = 0
-    try:
-        with (
-            _opened(path) as raw,
-            io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as file,
-        ):
-            while line := file.readline(MAX_FIELD + 1):
-                number += 1
-                if len(line) > MAX_FIELD:
-                    more = f"more than {MAX_FIELD:,} characters"
-                    raise Refusal(BAD_DATA, f"{name}: line {number} has {more}")
-                yield line
-    except UnicodeDecodeError:
-        raise Refusal(
-            BAD_DATA, f"{name}: not UTF-8: {_bad_byte(path)}; save the file as UTF-8"
-        ) from None
+def _of_objects(rows: Iterator[tuple[str, dict]]) -> Iterator[list]:
+    for _, first in islice(rows, 1):
+        columns = list(first)
+        yield columns
+        for _, record in chain([("", first)], rows):
+            yield [record.get(column) for column in columns]
 
 
-def _bad_byte(path: Path) -> str:
-    """The first byte that is not UTF-8, and where it is."""
-    with _opened(path) as file:
-        raw = file.read()
-    try:
-        raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        return f"byte 0x{raw[error.start]:02x} at offset {error.start:,}"
-    return "it changed while it was read"
-
-
-def _csv_records(path: Path, name: str, delimiter: str) -> Iterator[list[str]]:
-    csv.field_size_limit(MAX_FIELD)
-    reader = csv.reader(_lines(path, name), delimiter=delimiter, strict=True)
-    try:
-        header = next(reader, None)
-        if header is None:
-            return
-        header = [column.strip() for column in header]
-        yield header
-        row = 0
-        for record in reader:
-            if not record:
-                continue  # a blank line, as the csv module reads it
-            row += 1
-            if len(record) != len(header):
-                raise Refusal(
-                    BAD_DATA,
-                    f"{name}: row {row} (line {reader.line_num}) has {len(record)} fields, "
-                    f"the header has {len(header)}",
-                )
-            yield record
-    except csv.Error as error:
-        raise Refusal(
-            BAD_DATA, f"{name}: line {reader.line_num}: broken quoting: {printable(error)}"
-        ) from None
-
-
-def _jsonl_records(path: Path, name: str) -> Iterator[list]:
-    columns: list[str] | None = None
-    for number, line in enumerate(_lines(path, name), 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-            if "\\ud" in line.lower():  # half of a surrogate pair is no character; tokenizers crash
-                json.dumps(record, ensure_ascii=False).encode()
-        except (ValueError, RecursionError) as error:
-            raise Refusal(
-                BAD_DATA, f"{name}: line {number}: not JSON: {printable(error)}"
-            ) from None
-        if not isinstance(record, dict):
-            raise Refusal(BAD_DATA, f"{name}: line {number}: expected an object in braces")
-        if columns is None:
-            columns = list(record)
-            yield columns
-        yield [_single(record.get(k)) for k in columns]
-
-
-def _single(cell: object) -> object:
-    """A cell, None where it is nested or binary: a bad row only where its column is needed."""
-    return None if isinstance(cell, dict | list | bytes) else cell
-
-
-def _parquet_records(path: Path, name: str) -> Iterator[list]:
-    try:
-        import pyarrow.parquet as parquet
-    except ImportError:
-        raise Refusal(
-            BAD_DATA, f"{name}: reading Parquet needs pyarrow: pip install pyarrow"
-        ) from None
-    with _opened(path) as raw:
-        try:
-            file = parquet.ParquetFile(raw)
-            yield list(file.schema_arrow.names)
-            for batch in file.iter_batches():
-                columns = [column.to_pylist() for column in batch.columns]
-                yield from ([_single(c) for c in row] for row in zip(*columns, strict=True))
-        except Exception as error:  # pyarrow's have no common class
-            raise Refusal(BAD_DATA, f"{name}: not Parquet: {printable(error)}") from None
+def _of_batches(batches: Iterator) -> Iterator[list]:
+    for schema in islice(batches, 1):
+        yield list(schema.names)
+        for batch in batches:
+            yield from zip(*(tables.cells_of(column) for column in batch.columns), strict=True)
 
 
 def _limit(table: Table, limit: int | None, seed: int) -> Table:
@@ -445,30 +374,35 @@ def _refuse_long(word: str, where: str) -> None:
         raise Refusal(BAD_DATA, f"{where}: {found}; expected at most {MAX_WORD}")
 
 
-def _without_leaks(train: Table, others: list[Table], mode: str) -> tuple[Table, str | None]:
+def _without_leaks(train: Table, others: list[Table], mode: str) -> tuple[Table, Finding | None]:
     """`train` without the rows that an evaluation split has too, and what to tell the user."""
-    seen = {normalised(text) for table in others for text in table.texts}
-    leaked = [i for i, text in enumerate(train.texts) if normalised(text) in seen]
+    seen: dict[str, set[str]] = {}
+    for table in others:
+        for text, label in zip(table.texts, table.labels, strict=True):
+            seen.setdefault(normalised(text), set()).add(label)
+    labels = [seen.get(normalised(text)) for text in train.texts]
+    leaked = [i for i, found in enumerate(labels) if found]
     if not leaked:
         return train, None
-    listed = ", ".join(str(train.rows[i]) for i in leaked[:SHOWN])
-    more = ", ..." if len(leaked) > SHOWN else ""
+    rows = [train.rows[i] for i in leaked]
+    odd = [train.rows[i] for i in leaked if train.labels[i] not in labels[i]]
     share = len(leaked) / len(train.rows)
     message = (
         f"{train.name}: {len(leaked):,} rows ({share:.1%}) are also in validation or test: "
-        f"{listed}{more}"
+        f"{listed(rows)}" + (f" ({len(odd):,} with another label: {listed(odd)})" if odd else "")
     )
-    if mode == "keep":
-        return train, f"{message}; kept, so the scores flatter"
     if mode == "stop":
         raise Refusal(BAD_DATA, f"{message}; mend them or set data.leaks=drop")
-    if share > MAX_LEAK_SHARE:
+    if mode == "drop" and share > MAX_LEAK_SHARE:
         raise Refusal(
             BAD_DATA, f"{message}; over {MAX_LEAK_SHARE:.0%} is a mix-up of files, not an accident"
         )
-    dropped = set(leaked)
-    kept = train.keep([i for i in range(len(train.rows)) if i not in dropped])
-    return kept, f"{message}; left out of training"
+    message += "; kept, so the scores flatter" if mode == "keep" else "; left out of training"
+    details = {"share": share, "other_label": len(odd), "other_label_rows": odd[:SHOWN]}
+    finding = Finding("leaks", "train", message, len(leaked), rows[:SHOWN], details)
+    if mode == "keep":
+        return train, finding
+    return train.keep([i for i, found in enumerate(labels) if not found]), finding
 
 
 def _positive(names: list[str], train_labels: list[str], wanted: str) -> int | None:
@@ -489,6 +423,17 @@ def _positive(names: list[str], train_labels: list[str], wanted: str) -> int | N
     return min((0, 1), key=lambda i: (counts[names[i]], -i))
 
 
+def _counts(table: Table) -> dict[str, object]:
+    """The file, and how many rows of each label there are, in all and by slice."""
+    slices: dict[str, dict[str, Counter]] = {}
+    for column, values in table.slices.items():
+        of_value = slices[column] = {}
+        for (value, label), n in sorted(Counter(zip(values, table.labels, strict=True)).items()):
+            of_value.setdefault(value, {})[label] = n
+    counts = {"rows": len(table.rows), "labels": dict(Counter(table.labels)), "slices": slices}
+    return {"file": str(table.path)} | counts
+
+
 def _encode(table: Table, code: dict[str, int]) -> Split:
     slices = {}
     for column, values in table.slices.items():
@@ -505,4 +450,5 @@ def _encode(table: Table, code: dict[str, int]) -> Split:
         np.array([code[label] for label in table.labels], dtype=np.int64),
         np.array(table.rows, dtype=np.int64),
         slices,
+        table.groups,
     )

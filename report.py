@@ -12,6 +12,7 @@ from pathlib import Path
 
 import config
 import data
+import datasheet
 import findings
 import groups
 import predictions
@@ -30,7 +31,7 @@ NAME = "report.html"
 SPLITS = ("test", "validation")
 SCORES = ("f1_macro", "f1_positive")
 STATUS = {"completed": "finished", "preempted": "stopped, can go on", "dead": "its process is gone"}
-MAX_LISTED = 200  # findings and warnings
+MAX_LISTED = 200  # warnings
 
 
 def write_report(run: Path) -> Path:
@@ -51,6 +52,7 @@ def page(run: Path, now: float | None = None) -> str:
     history, splits, positive = subject.view.history, subject.splits, subject.positive
     sections = [
         ("alarms", "Alarms", alarms(subject)),
+        ("data", "Data", datasheet.data(subject.checked)),
         ("curves", "Training", timelines.curves(history)),
         ("confusion", "Confusion", findings.confusion(splits)),
         ("precision", "Precision and recall", findings.precision_recall(splits, positive)),
@@ -279,7 +281,7 @@ def _what(subject: Subject) -> Iterator[tuple[str, object]]:
 
 
 def alarms(subject: Subject) -> Html:
-    """What seems wrong: with the run, and with its data."""
+    """What seems wrong with the run."""
     parts = [
         tag(
             "div",
@@ -290,10 +292,5 @@ def alarms(subject: Subject) -> Html:
         )
         for a in subject.view.alarms
     ] or [tag("p", "None: no rule of the monitor finds fault with this run.")]
-    found = subject.checked.get("findings")
-    told = [f"Data: {f}" for f in found] if isinstance(found, list) else []
-    told += [f"Log: {w.get('message') or w.get('code')}" for w in subject.view.history.warnings]
-    held = number(subject.checked.get("held_out"))
-    if held:
-        told.insert(0, f"Data: the {held:,.0f} validation texts were split off the training file.")
+    told = [f"Log: {w.get('message') or w.get('code')}" for w in subject.view.history.warnings]
     return join([*parts, tag("ul", *(tag("li", t, dir="auto") for t in told[:MAX_LISTED]))])

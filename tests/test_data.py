@@ -126,6 +126,19 @@ def test_slices_are_found_or_named_and_keep_the_words(tmp_path):
     assert splits(tmp_path, train, valid, slice_columns=()).train.slices == {}
 
 
+def test_rows_are_counted_by_label_and_slice_and_groups_are_kept(tmp_path):
+    train = rows(
+        8, lang=lambda i: "no"[i % 3 == 0], author=lambda i: "" if i == 1 else f"a{i // 2}"
+    )
+    got = splits(tmp_path, train, rows(4, prefix="v", lang="n", author="b"), group_column="author")
+    assert got.report["train"]["rows"] == 8 and got.report["train"]["labels"] == {"0": 4, "1": 4}
+    assert got.report["train"]["slices"] == {"lang": {"n": {"0": 2, "1": 3}, "o": {"0": 2, "1": 1}}}
+    assert got.train.groups[2:] == ["a1", "a1", "a2", "a2", "a3", "a3"]
+    assert got.train.groups[1] not in ("", "a0") and got.validation.groups == 4 * ["b"]
+    assert list(got.named()) == ["train", "validation"]
+    assert splits(tmp_path, train, train, leaks="keep").train.groups == []
+
+
 def test_limit_draws_from_each_file_and_leaves_the_order(tmp_path):
     files = [rows(50), rows(30, prefix="v")]
     got, again, other = (splits(tmp_path, *files, limit=20, seed=s) for s in (0, 0, 1))
@@ -200,6 +213,37 @@ def test_another_text_stays_another_text(text):
     assert normalised(text) != normalised("a joke!")  # control
 
 
+MASKED = [
+    ("@Bob_1 is late", "@al is late"),
+    ("\uff20bob is late", "@al is late"),
+    ("look: https://t.co/A1b?x=2#y", "look: http://example.com"),
+    ("look: WWW.example.com ...", "look: http ..."),
+    ("\u770bhttp://t.cn/x\u7b11", "\u770bhttps://a.b\u7b11"),
+    ("@bob http://a.b, yes", "@al http://c.d, yes"),
+]
+
+
+@pytest.mark.parametrize("one, other", MASKED)
+def test_handles_and_links_do_not_make_another_text(one, other):
+    assert normalised(one) == normalised(other)
+
+
+NOT_MASKED = [
+    ("me@a.b is late", "me@c.b is late"),
+    ("5 @ 3 is late", "5 @ 4 is late"),
+    ("@\u5c0f\u660e \u7b11", "@\u5c0f\u660e \u54ed"),
+    ("see http://a.b/\u7b11", "see http://a.b/\u54ed"),
+    ("@bob", "@al"),  # nothing else would be left
+    (" @bob http://a.b\n", "@al http://c.d"),
+    ("https is late", "http is late"),
+]
+
+
+@pytest.mark.parametrize("one, other", NOT_MASKED)
+def test_what_is_no_handle_or_link_or_all_there_is_stays(one, other):
+    assert normalised(one) != normalised(other)
+
+
 def leaking(folder: Path, n: int, leaks: str) -> Splits:
     """40 training rows, of which the last n are in validation or test in capitals."""
     train = rows(40, lang="x")
@@ -214,8 +258,24 @@ def test_leaked_training_rows_are_dropped_listed_and_counted(tmp_path):
     assert got.train.texts == [f"text {i}" for i in range(36)] and len(got.train.labels) == 36
     assert len(got.validation.rows) == 6 and len(got.test.rows) == 8, "evaluation rows stay"
     assert "4 rows (10.0%)" in got.findings[0] and "37, 38, 39, 40; left out" in got.findings[0]
-    assert got.report["train"]["rows"] == 36 and got.report["findings"] == got.findings
+    assert got.report["train"]["rows"] == 36
+    [found] = got.report["findings"]
+    assert (found["kind"], found["split"], found["count"]) == ("leaks", "train", 4)
+    assert found["rows"] == [37, 38, 39, 40] and found["details"]["other_label"] == 0
     assert leaking(tmp_path, 0, "drop").findings == []  # control
+
+
+def test_leaked_rows_whose_label_differs_there_are_named(tmp_path):
+    train = rows(40)
+    copies = [r | {"label": label} for r, label in zip(train[36:39], "011", strict=True)]
+    copies.append(copies[2] | {"label": "0"})  # with both labels, one of which agrees
+    got = splits(tmp_path, train, rows(8, prefix="v") + copies)
+    assert "3 rows (7.5%)" in got.findings[0]
+    assert got.findings[0].endswith("37, 38, 39; left out of training")
+    copies[0]["label"] = "1"
+    got = splits(tmp_path, train, rows(8, prefix="v") + copies)
+    assert got.findings[0].endswith("37, 38, 39 (1 with another label: 37); left out of training")
+    assert got.report["findings"][0]["details"]["other_label_rows"] == [37]
 
 
 def test_leaks_may_be_kept_or_stop_the_run_and_over_a_tenth_always_does(tmp_path):
@@ -239,6 +299,8 @@ def test_bad_rows_stop_or_are_skipped_and_the_first_ten_are_listed(tmp_path):
     got = splits(tmp_path, train, rows(4, prefix="v"), bad_rows="skip")
     assert listed in got.findings[0] and got.findings[0].endswith("19 (empty text), ...; skipped")
     assert got.train.rows.tolist() == [*range(2, 25, 2), *range(25, 41)]
+    [found] = got.report["findings"]
+    assert (found["kind"], found["count"], found["rows"]) == ("bad_rows", 12, list(range(1, 20, 2)))
 
 
 # --- refusals -------------------------------------------------------------------------------------

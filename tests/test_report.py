@@ -127,7 +127,27 @@ def test_every_section_has_its_figures_and_tables(page):
         assert body.count("<figure>") == count, anchor
     assert "rare" in section(page, "slices") and "n/a" in section(page, "slices")
     assert "optimizer.lr 0.001 2e-05" in " ".join(section(page, "configuration").split())
-    assert "split off the training file" in section(page, "alarms")
+    assert "split off the training file" in section(page, "data")
+
+
+def test_the_data_section_says_what_the_check_found(run, tmp_path, quick):
+    other = copy(run, tmp_path)
+    counts = {"rows": 1234, "labels": {"a": 1200, "<b>": 34}, "cut_share": 0.051}
+    counts |= {"unknown_share": 0.002, "near_training": 7}
+    finding = {"kind": "near", "message": "test: 3 texts <i>nearly</i> equal", "rows": [1, 2, 3]}
+    surface = {"balanced_accuracy": 0.612, "chance": 0.5}
+    other_counts = counts | {"labels": {"a": 99}}
+    checked = {"train": counts, "test": other_counts, "findings": [finding], "surface": surface}
+    (other / "data_report.json").write_text(json.dumps(checked))
+    page = report.page(other)
+    text = " ".join(section(page, "data").split())
+    assert "train 1,234 1,200 34 5.1% 0.20% 7 test 1,234 99 0 5.1%" in " ".join(text.split())
+    assert "validation" not in text.split("Cut")[0]
+    assert "test: 3 texts <i>nearly</i> equal" in text and "<i>nearly" not in page
+    assert "balanced accuracy of 0.61 on validation; chance is 0.50" in text
+    checked |= {"findings": []}
+    (other / "data_report.json").write_text(json.dumps(checked))
+    assert "The data check found nothing wrong." in section(report.page(other), "data")
 
 
 def test_the_errors_are_the_most_confident_ones_with_their_texts(run, page):

@@ -19,12 +19,12 @@ from hypothesis import strategies as st
 from test_data import write
 
 import corpus as corpora
-import data
 import files
 import model as models
 from config import DataConfig
-from data import MAX_TEXT, file_hash, read_splits
+from data import file_hash, read_splits
 from errors import BAD_CONFIG, BAD_DATA, MISSING, USAGE, Refusal, printable
+from tables import MAX_FIELD, MAX_TEXT
 
 pytestmark = pytest.mark.fault
 LIMIT_S = 60  # whatever takes longer hangs: its test fails
@@ -166,7 +166,7 @@ BAD_CELLS = {
     "long name of a column": ("csv", f"{'c' * 1_000_000},label\nx,1\n", "the file has: cccccc"),
     "long line": (
         "csv",
-        f"text,label\n{'x' * (data.MAX_FIELD + 1)},1\n",
+        f"text,label\n{'x' * (MAX_FIELD + 1)},1\n",
         "line 2 has more than 16,777,216 characters",
     ),
     "long cell": ("tsv", 'text\tlabel\n"' + "x\t1\n" * (5 << 20), "field larger than field limit"),
@@ -299,7 +299,7 @@ def test_a_million_characters_are_trained_on(small, tmp_path, capsys):
     records = tiny.rows(43)
     records[0]["text"] = " " * MAX_TEXT + "my aunt " * 125_000
     records[1]["text"] = "\u4e00" * 1_000_000
-    records[2]["text"] = "x" * (data.MAX_FIELD - 10)
+    records[2]["text"] = "x" * (MAX_FIELD - 10)
     records[40]["text"] = "tram" * 250_000
     tiny.write_csv(tmp_path / "train.csv", records[:33])
     tiny.write_csv(tmp_path / "validation.csv", records[33:])

@@ -1,0 +1,292 @@
+"""Tables of texts, read in chunks: CSV, TSV, JSON Lines, Parquet, or a text a line.
+
+Each row is had twice: as it stands in its file, which writers.py passes on, and as its cells.
+"""
+
+import contextlib
+import csv
+import io
+import itertools
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from errors import BAD_DATA, MISSING, USAGE, Refusal, printable
+from files import open_regular
+
+KINDS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
+KINDS |= {".parquet": "parquet", ".txt": "text"}
+DELIMITERS = {"csv": ",", "tsv": "\t"}
+MAX_FIELD = 1 << 24  # characters of one cell or line; a longer one is broken quoting
+# Characters kept of a text: 8 for each of the 8,192 ids kept of it. A million take TF-IDF half a
+# minute, and the trainer of a Unigram tokenizer dies of them.
+MAX_TEXT = 1 << 16
+CHUNK, CHUNK_CHARACTERS = 8192, 1 << 23  # rows held at a time, and about how many characters
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Consecutive rows of a table.
+
+    texts: "" where a row has none. raw: the rows as they stand in their file; of Parquet, a
+    RecordBatch. records(): the same as column -> cell.
+    """
+
+    texts: list[str]
+    raw: Sequence[str]
+    records: Callable[[], list[dict[str, object]]]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A file being read. `head`: the header of CSV as it stands, the schema of Parquet."""
+
+    name: str
+    kind: str
+    columns: list[str]
+    head: object
+    chunks: Iterator[Chunk]
+
+
+def kind_of(path: Path) -> str:
+    """The kind of a file by its name; Refusal 64 for an unknown one."""
+    kind = KINDS.get(path.suffix.lower())
+    if kind is None:
+        known = ", ".join(KINDS)
+        raise Refusal(USAGE, f"{printable(path, 200)}: unknown kind of file; expected {known}")
+    return kind
+
+
+def text_of(cell: object) -> str:
+    """A cell as a text, of which the first MAX_TEXT characters are kept; "" for one that is none.
+
+    What is nested or binary is none, as is white space alone.
+    """
+    if cell is None or isinstance(cell, dict | list | bytes):
+        return ""
+    text = str(cell)
+    if len(text) > MAX_TEXT:
+        text = text.lstrip()[:MAX_TEXT]
+    return text if text.strip() else ""
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+def read(path: Path, text_column: str) -> Table:
+    """The table in a file, of which no more than a chunk is held; `-` is standard input, as lines.
+
+    Raises Refusal 66 for a file that cannot be read, 64 for one of an unknown kind and 65 for one
+    that is not what it should be: at once, or when the chunk with the first faulty row is taken.
+    """
+    if str(path) == "-":
+        return of_texts(_texts(lines(sys.stdin.buffer, "standard input")))
+    name, kind = printable(path, 200), kind_of(path)
+    if kind == "text":
+        return of_texts(_texts(lines_of(path, name)))
+    if kind == "parquet":
+        batches = parquet_batches(path, name)
+        head = next(batches)
+        columns, chunks = list(head.names), (_of_batch(batch, text_column) for batch in batches)
+    else:
+        rows = _json_objects(path, name) if kind == "jsonl" else _csv_records(path, name, kind)
+        head, columns = next(rows, (None, None))
+        if columns is None:
+            raise Refusal(BAD_DATA, f"{name}: the file is empty")
+        chunks = _chunked(rows, text_column)
+    for column, n in Counter(columns).items():
+        if n > 1:
+            raise Refusal(BAD_DATA, f"{name}: two columns are called '{printable(column)}'")
+    if text_column not in columns:
+        has = ", ".join(printable(c, 30) for c in columns[:20])
+        told = f"no column '{printable(text_column)}' (--text-column); the file has: {has}"
+        raise Refusal(BAD_DATA, f"{name}: {told}")
+    return Table(name, kind, columns, head, chunks)
+
+
+def of_texts(texts: Iterable[str]) -> Table:
+    """The table of a single column that some texts are."""
+    rows = ((text, {"text": text}) for text in texts)
+    return Table("texts", "text", ["text"], None, _chunked(rows, "text"))
+
+
+def _texts(stream: Iterator[str]) -> Iterator[str]:
+    return (line.rstrip("\r\n") for line in stream)
+
+
+def _csv_records(path: Path, name: str, kind: str) -> Iterator[tuple[str, object]]:
+    """The header of a CSV file, raw and as names; then its rows, raw and as records."""
+    rows = csv_rows(lines_of(path, name), name, DELIMITERS[kind])
+    for head, columns in itertools.islice(rows, 1):
+        yield head, columns
+        for raw, cells in rows:
+            yield raw, dict(zip(columns, cells, strict=True))
+
+
+def _json_objects(path: Path, name: str) -> Iterator[tuple[str, object]]:
+    """The keys of the first object of a JSON Lines file; then all objects, raw and as records."""
+    rows = json_rows(lines_of(path, name), name)
+    for first in itertools.islice(rows, 1):
+        yield "", list(first[1])
+        yield first
+        yield from rows
+
+
+def _chunked(rows: Iterator[tuple[str, dict]], column: str) -> Iterator[Chunk]:
+    part, size = [], 0
+    for row in rows:
+        part.append(row)
+        size += len(row[0])
+        if len(part) == CHUNK or size >= CHUNK_CHARACTERS:
+            yield _of_rows(part, column)
+            part, size = [], 0
+    if part:
+        yield _of_rows(part, column)
+
+
+def _of_rows(rows: list[tuple[str, dict]], column: str) -> Chunk:
+    texts = [text_of(record.get(column)) for _, record in rows]
+    return Chunk(texts, [raw for raw, _ in rows], lambda: [record for _, record in rows])
+
+
+def _of_batch(batch, column: str) -> Chunk:
+    texts = [text_of(cell) for cell in batch.column(column).to_pylist()]
+    return Chunk(texts, batch, lambda: _batch_records(batch))
+
+
+def _batch_records(batch) -> list[dict[str, object]]:
+    columns = [cells_of(column) for column in batch.columns]
+    return [dict(zip(batch.schema.names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def cells_of(column) -> list[object]:
+    """The cells of a column of Parquet."""
+    try:
+        return column.to_pylist()
+    except (ValueError, OverflowError):  # nanoseconds, which Python's times do not have
+        return column.cast("string").to_pylist()
+
+
+@contextlib.contextmanager
+def opened(path: str | Path) -> Iterator[BinaryIO]:
+    """A data file to be read; Refusal 66 for one that cannot be."""
+    try:
+        with open_regular(path) as file:
+            yield file
+    except FileNotFoundError:
+        raise Refusal(MISSING, f"{printable(path, 200)}: no such data file") from None
+    except OSError as error:
+        raise Refusal(MISSING, f"{printable(path, 200)}: {error.strerror}") from None
+
+
+def lines_of(path: Path, name: str) -> Iterator[str]:
+    """The `lines` of a file that is opened for it; Refusal 66 if it cannot be."""
+    with opened(path) as raw:
+        yield from lines(raw, name)
+
+
+def lines(raw: BinaryIO, name: str) -> Iterator[str]:
+    """The lines of UTF-8, with or without BOM; line ends, those inside quotes too, stay.
+
+    Raises Refusal 65 for another encoding, and for a line of more than MAX_FIELD characters.
+    """
+    file, number = io.TextIOWrapper(raw, encoding="utf-8-sig", newline=""), 0
+    try:
+        while line := file.readline(MAX_FIELD + 1):
+            number += 1
+            if len(line) > MAX_FIELD:
+                more = f"more than {MAX_FIELD:,} characters"
+                raise Refusal(BAD_DATA, f"{name}: line {number} has {more}")
+            yield line
+    except UnicodeDecodeError:
+        where = _bad_byte(raw) if raw.seekable() else f"not far after line {number:,}"
+        raise Refusal(BAD_DATA, f"{name}: not UTF-8: {where}; save the file as UTF-8") from None
+
+
+def _bad_byte(file: BinaryIO) -> str:
+    """The first byte that is not UTF-8, and where it is."""
+    file.seek(0)
+    raw = file.read()
+    try:
+        raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return f"byte 0x{raw[error.start]:02x} at offset {error.start:,}"
+    return "it changed while it was read"
+
+
+def csv_rows(stream: Iterable[str], name: str, delimiter: str) -> Iterator[tuple[str, list[str]]]:
+    """The header, then the rows of a CSV file: as they stand, and their cells.
+
+    Raises Refusal 65 for broken quoting and for a row that has not as many cells as the header.
+    """
+    csv.field_size_limit(MAX_FIELD)
+    taken: list[str] = []  # lines of the row at hand
+
+    def take() -> Iterator[str]:
+        for line in stream:
+            taken.append(line)
+            yield line
+
+    reader = csv.reader(take(), delimiter=delimiter, strict=True)
+    header, row = None, 0
+    try:
+        for cells in reader:
+            raw = "".join(taken)
+            taken.clear()
+            if header is None:
+                header = [column.strip() for column in cells]
+                yield raw, header
+                continue
+            if not cells:
+                continue  # a blank line, as the csv module reads it
+            row += 1
+            if len(cells) != len(header):
+                raise Refusal(
+                    BAD_DATA,
+                    f"{name}: row {row} (line {reader.line_num}) has {len(cells)} fields, "
+                    f"the header has {len(header)}",
+                )
+            yield raw, cells
+    except csv.Error as error:
+        raise Refusal(
+            BAD_DATA, f"{name}: line {reader.line_num}: broken quoting: {printable(error)}"
+        ) from None
+
+
+def json_rows(stream: Iterable[str], name: str) -> Iterator[tuple[str, dict[str, object]]]:
+    """The objects of a JSON Lines file, as they stand and as Python has them; Refusal 65."""
+    for number, line in enumerate(stream, 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+            if "\\ud" in line.lower():  # half of a surrogate pair is no character; tokenizers crash
+                json.dumps(record, ensure_ascii=False).encode()
+        except (ValueError, RecursionError) as error:
+            raise Refusal(
+                BAD_DATA, f"{name}: line {number}: not JSON: {printable(error)}"
+            ) from None
+        if not isinstance(record, dict):
+            raise Refusal(BAD_DATA, f"{name}: line {number}: expected an object in braces")
+        yield line, record
+
+
+def parquet_batches(path: Path, name: str) -> Iterator:
+    """The schema of a Parquet file, then its rows as RecordBatches; Refusal 65."""
+    try:
+        import pyarrow.parquet as parquet
+    except ImportError:
+        raise Refusal(
+            BAD_DATA, f"{name}: reading Parquet needs pyarrow: pip install pyarrow"
+        ) from None
+    with opened(path) as raw:
+        try:
+            file = parquet.ParquetFile(raw)
+            yield file.schema_arrow
+            yield from file.iter_batches(CHUNK)
+        except Exception as error:  # pyarrow's have no common class
+            raise Refusal(BAD_DATA, f"{name}: not Parquet: {printable(error)}") from None
