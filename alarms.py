@@ -168,12 +168,14 @@ def collapsed(history: History) -> Alarm | None:
     last = shares_of(evals[-1])
     place = last.index(max(last))
     name = labels[place] if isinstance(labels, list) and place < len(labels) else place
+    seen = evals[-1].get("collapse")  # by the trainer, in the logits
+    usual = "train.class_weights=balanced; another optimizer.lr, higher if the loss does not move, "
+    usual += "lower if it jumps; more train.epochs"
     return Alarm(
         "collapsed",
         "the model predicts one class",
         f"'{name}' for {shares[-1]:.1%} of the validation texts, {shares[-2]:.1%} before",
-        "train.class_weights=balanced; another optimizer.lr, higher if the loss does not move, "
-        "lower if it jumps; more train.epochs",
+        seen if seen and isinstance(seen, str) else usual,
     )
 
 

@@ -246,11 +246,16 @@ def _fill(path: Path, own: dict[str, Tensor]) -> None:
             tensor.copy_(loaded[name])
 
 
-def export(model: nn.Module, tokenizer, folder: Path) -> None:
-    """A transformers folder that `pipeline("text-classification")` loads; whole or absent."""
+def export(model: nn.Module, tokenizer, folder: Path, beside: Mapping[str, str]) -> None:
+    """A transformers folder that `pipeline("text-classification")` loads; whole or absent.
+
+    beside: name -> content of further text files.
+    """
     with replacing_folder(folder) as new:
         model.save_pretrained(new)
         tokenizer.save_pretrained(new)
+        for name, text in beside.items():
+            (new / name).write_text(text, encoding="utf-8")
 
 
 # --- from the command line ------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What a run reports: scores beside baselines, its start, its final files, how it failed."""
+"""What a run leaves: its directory, its start, its final files, how it failed."""
 
 import contextlib
 import hashlib
@@ -17,68 +17,25 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import baselines
+import card
 import checkpoint
 import config
 import metrics
 import rundir
 import savings
+import scoring
 from console import Console
 from corpus import TokenisedSplit
 from ddp import World
+from decision import FILE, Decision, Inference, as_json
 from errors import CANNOT_WRITE, CRASH, MISSING, OK, STOPPED, Refusal, printable
 from files import read_json, replacing, write_json, write_text, writing
 from model import weights_key
-from prepare import Job
+from prepare import Job, named_weights
 from progress import Progress
 from rundir import RunDir
 from runlog import RunLog, lines, number
 from signals import Stopped
-
-
-def score_split(job: Job, split: TokenisedSplit, logits: np.ndarray) -> dict[str, object]:
-    """All scores of a split from its logits (N, K), with "slices": column -> value -> scores."""
-    scores = metrics.score(split.labels, logits, job.positive)
-    slices = metrics.score_slices(split.labels, logits, job.positive, split.slices)
-    return scores | {"slices": slices}
-
-
-def score_baselines(job: Job, split: TokenisedSplit) -> dict[str, dict[str, object]]:
-    """The same scores for the most frequent class and for TF-IDF."""
-    classes = len(job.corpus.label_names)
-    shares = baselines.majority(job.corpus.train.labels, len(split), classes)
-    predictions = {"majority": shares, "tfidf": split.baseline}
-    tiny = 1e-12  # a probability of zero has no logarithm
-    return {
-        name: score_split(job, split, np.log(np.maximum(probability, tiny)))
-        for name, probability in predictions.items()
-    }
-
-
-def deciding(job: Job, scores: Mapping[str, object]) -> float:
-    """The value of evaluation.metric, as it is read."""
-    metric = job.cfg.evaluation.metric
-    return metrics.natural(metric, metrics.select(metric, scores))
-
-
-def evaluation_line(job: Job, progress: Progress, scores: Mapping[str, object]) -> str:
-    """One evaluation for the terminal: the deciding score, loss, and whether it is the best."""
-    metric = job.cfg.evaluation.metric
-    epoch = progress.step / job.steps.steps_per_epoch
-    value = deciding(job, scores)
-    parts = [f"step {progress.step}, epoch {epoch:.2f}: validation {metric} {value:.4f}"]
-    if metric != "f1_macro" and scores["f1_macro"] is not None:
-        parts.append(f"f1_macro {scores['f1_macro']:.4f}")
-    if metric != "loss" and scores["loss"] is not None:
-        parts.append(f"loss {scores['loss']:.4f}")
-    if progress.best_step == progress.step:
-        parts.append("best so far")
-    else:
-        parts.append(
-            f"best {metrics.natural(metric, progress.best):.4f} at step {progress.best_step}"
-        )
-    return "  ".join(parts)
-
 
 # --- the directory of a run -----------------------------------------------------------------------
 
@@ -143,11 +100,11 @@ def start(job: Job, run: RunDir, log: RunLog, console: Console, world: World) ->
         write_text(run.path / "config.yaml", config.dump(job.cfg))
         write_json(run.path / "data_report.json", job.corpus.report)
     _warn_of_changes(job, run, log, console, world)
-    scores = score_baselines(job, job.corpus.validation)
+    scores = scoring.score_baselines(job, job.corpus.validation)
     counts = {"train": len(job.corpus.train)} | {
         name: len(split) for name, split in job.corpus.evaluated().items()
     }
-    weights = dict(zip(job.corpus.label_names, job.class_weights.tolist(), strict=True))
+    weights = named_weights(job)
     trained = sum(p.numel() for p in job.model.parameters())
     parameters = trained + savings.idle_parameters(job.model)
     positive = None if job.positive is None else job.corpus.label_names[job.positive]
@@ -165,7 +122,7 @@ def start(job: Job, run: RunDir, log: RunLog, console: Console, world: World) ->
         steps=asdict(job.steps),
         parameters=parameters,
         trained_parameters=trained,
-        baselines={n: s | {"value": deciding(job, s)} for n, s in scores.items()},
+        baselines={n: s | {"value": scoring.deciding(job, s)} for n, s in scores.items()},
     )
     say = console.say
     say(f"run {run.path} ({'going on' if begun else 'new'})")
@@ -180,7 +137,7 @@ def start(job: Job, run: RunDir, log: RunLog, console: Console, world: World) ->
     say(f"  {job.steps}")
     say(f"  lr {job.cfg.optimizer.lr:g} at step {job.steps.warmup_steps}, then down a cosine")
     metric = job.cfg.evaluation.metric
-    held = {name: deciding(job, s) for name, s in scores.items()}
+    held = {name: scoring.deciding(job, s) for name, s in scores.items()}
     say(f"  to beat: validation {metric} " + ", ".join(f"{n} {v:.4f}" for n, v in held.items()))
 
 
@@ -287,21 +244,23 @@ def finish(
             "began; put the first ones back and run the same command to finish",
         )
     savings.restore(job.model, job.base_model)
+    final = {
+        "best_step": progress.best_step,
+        "metric": job.cfg.evaluation.metric,
+        "steps": progress.step,
+        "skipped_steps": progress.skipped,
+        "reason": reason,
+        "from_scratch": job.source.is_scratch,
+        "seconds": round(training_seconds(run), 1),
+    }
+    decision = scoring.fit_decision(job, logits["validation"])
+    for name, split in job.corpus.evaluated().items():
+        final[name] = scoring.final_scores(job, split, logits[name], decision)
     with writing(run.path):
-        checkpoint.export(job.model.eval(), job.tokenizer, run.path / "best")
+        beside = {FILE: as_json(inference(job, decision)), "README.md": card.write(job, final)}
+        checkpoint.export(job.model.eval(), job.tokenizer, run.path / "best", beside)
         (run.path / "predictions").mkdir(exist_ok=True)
-        final = {
-            "best_step": progress.best_step,
-            "metric": job.cfg.evaluation.metric,
-            "steps": progress.step,
-            "skipped_steps": progress.skipped,
-            "reason": reason,
-            "from_scratch": job.source.is_scratch,
-            "seconds": round(training_seconds(run), 1),
-        }
         for name, split in job.corpus.evaluated().items():
-            final[name] = score_split(job, split, logits[name])
-            final[name]["baselines"] = score_baselines(job, split)
             path = run.path / "predictions" / f"{name}.jsonl"
             _write_predictions(path, job, split, logits[name])
         write_json(run.path / "results.json", final)
@@ -325,8 +284,25 @@ def finish(
             (run.path / "best.json").unlink(missing_ok=True)
     console.say(f"done: {reason}; best at step {progress.best_step}")
     for name in job.corpus.evaluated():
-        console.say(f"  {_split_line(name, final[name])}")
+        for line in scoring.split_lines(name, final[name]):
+            console.say(f"  {line}")
+    if final["validation"]["collapse"]:
+        console.say(f"  the model predicts one class: {final['validation']['collapse']}")
     console.say(f"  model in {run.path / 'best'}, scores in {run.path / 'results.json'}")
+
+
+def inference(job: Job, decision: Decision) -> Inference:
+    """What a user of the model needs beside its weights."""
+    names = job.corpus.label_names
+    return Inference(
+        labels=names,
+        positive_label=None if decision.positive is None else names[decision.positive],
+        max_length=job.cfg.data.max_length,
+        truncation=job.cfg.data.truncation,
+        precision=job.cfg.train.precision,
+        temperature=decision.temperature,
+        threshold=decision.threshold,
+    )
 
 
 def training_seconds(run: RunDir) -> float:
@@ -343,24 +319,9 @@ def training_seconds(run: RunDir) -> float:
     return total
 
 
-def _split_line(name: str, scores: Mapping[str, object]) -> str:
-    rows = {"": scores} | {f"{n} ": s for n, s in scores["baselines"].items()}
-    parts = [
-        f"{label}{_figure(row, 'f1_macro')}"
-        + (f" (positive {row['f1_positive']:.3f})" if row["f1_positive"] is not None else "")
-        for label, row in rows.items()
-    ]
-    return f"{name} macro-F1 " + ", ".join(parts)
-
-
-def _figure(scores: object, name: str) -> str:
-    value = number(scores.get(name)) if isinstance(scores, dict) else None
-    return "n/a" if value is None else f"{value:.3f}"
-
-
 def _headline(final: Mapping[str, object]) -> str:
     name = "test" if "test" in final else "validation"
-    return f"{name} macro-F1 {_figure(final.get(name), 'f1_macro')}"
+    return f"{name} macro-F1 {scoring.figure(final.get(name), 'f1_macro')}"
 
 
 def _write_predictions(path: Path, job: Job, split: TokenisedSplit, logits: np.ndarray) -> None:

@@ -96,7 +96,7 @@ def test_what_is_there_already_is_replaced_whole(saved):
         FILES
     )
     for _ in range(2):
-        checkpoint.export(job.base_model(), job.tokenizer, root / "best")
+        checkpoint.export(job.base_model(), job.tokenizer, root / "best", {})
     assert checkpoint.fault(root / "best") is None
     assert not [p for p in root.iterdir() if p.name.startswith(".")]
 

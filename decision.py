@@ -1,0 +1,149 @@
+"""From logits to what is said: a temperature for the probabilities, a threshold for the label.
+
+Both are fitted on validation texts only and stored beside the model in inference.json, with what
+else a user of the model needs to treat texts as training did.
+
+Shapes: N examples, K classes.
+"""
+
+import json
+import math
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+import diagnostics
+from errors import MISSING, Refusal, printable
+from files import read_json
+from metrics import softmax
+
+FILE = "inference.json"
+TEMPERATURES = (0.05, 20.0)  # beyond them a few sure errors, or none at all, decide
+
+
+@dataclass(frozen=True)
+class Decision:
+    """How logits become probabilities and labels; as it is by default, softmax and argmax."""
+
+    temperature: float = 1.0
+    threshold: float | None = None  # on the probability of the positive one of two classes
+    positive: int | None = None
+
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """softmax(logits / temperature), (N, K) float64 from logits (N, K)."""
+        return softmax(logits.astype(np.float64) / self.temperature)
+
+    def predict(self, probabilities: np.ndarray) -> np.ndarray:
+        """The class of each text, (N,) int64: the likeliest, or of two by the threshold."""
+        if self.threshold is None:
+            return probabilities.argmax(axis=1)
+        is_positive = probabilities[:, self.positive] >= self.threshold
+        return np.where(is_positive, self.positive, 1 - self.positive)
+
+
+PLAIN = Decision()
+
+
+def fit(
+    labels: np.ndarray, logits: np.ndarray, positive: int | None, score: str = "f1_macro"
+) -> Decision:
+    """The temperature of least loss, and of two classes the threshold of most F1, on these texts.
+
+    labels (N,), logits (N, K); `score` is f1_macro or f1_positive. Temperature scaling is that of
+    Guo et al. 2017 (arXiv:1706.04599). Without examples of each class, or with logits that are not
+    finite, PLAIN.
+    """
+    classes = logits.shape[1]
+    if len(np.unique(labels)) < classes or not np.isfinite(logits).all():
+        return PLAIN
+    decision = Decision(fit_temperature(labels, logits))
+    if classes > 2:
+        return decision
+    positive = 1 if positive is None else positive
+    threshold = fit_threshold(
+        labels == positive, decision.probabilities(logits)[:, positive], score
+    )
+    return replace(decision, threshold=threshold, positive=positive)
+
+
+def fit_temperature(labels: np.ndarray, logits: np.ndarray) -> float:
+    """What logits (N, K) are to be divided by for the least cross-entropy with labels (N,).
+
+    Sought over the inverse, in which the loss is convex.
+    """
+    from scipy.optimize import minimize_scalar  # scikit-learn's; whoever only reads needs it not
+
+    margins = logits.astype(np.float64) - logits[np.arange(len(labels)), labels, None]
+
+    def loss(inverse: float) -> float:
+        scaled = margins * inverse
+        top = scaled.max(axis=1)
+        return float((top + np.log(np.exp(scaled - top[:, None]).sum(axis=1))).mean())
+
+    low, high = (1 / t for t in reversed(TEMPERATURES))
+    return 1 / minimize_scalar(loss, bounds=(low, high), method="bounded").x
+
+
+def fit_threshold(is_positive: np.ndarray, scores: np.ndarray, score: str = "f1_macro") -> float:
+    """The cut of scores (N,) with the most F1 of is_positive (N,); of equals the nearest to 1/2."""
+    cuts = diagnostics.cuts(is_positive, scores)
+    value = cuts.f1_macro if score == "f1_macro" else cuts.f1_positive
+    best = np.flatnonzero(value >= value.max() - 1e-12)
+    return float(cuts.thresholds[best[np.abs(cuts.thresholds[best] - 0.5).argmin()]])
+
+
+# --- stored beside the model ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Inference:
+    """What inference.json holds: how training treated texts, and how logits are to be read."""
+
+    labels: list[str]
+    positive_label: str | None
+    max_length: int
+    truncation: str
+    precision: str  # fp32 or bf16
+    temperature: float
+    threshold: float | None
+
+    @property
+    def decision(self) -> Decision:
+        """As a Decision over the indices of `labels`."""
+        positive = None if self.threshold is None else self.labels.index(self.positive_label)
+        return Decision(self.temperature, self.threshold, positive)
+
+
+def as_json(inference: Inference) -> str:
+    """What is to be stored as FILE in a model's folder."""
+    return json.dumps(asdict(inference), indent=1, ensure_ascii=False) + "\n"
+
+
+def read(folder: Path) -> Inference | None:
+    """What a model's folder has of it, None if nothing; Refusal 66 for a file that is not whole."""
+    path = folder / FILE
+    if not path.exists():
+        return None
+    found = read_json(path)
+    try:
+        inference = Inference(**found)
+        is_sound = (
+            isinstance(inference.labels, list)
+            and all(isinstance(label, str) for label in inference.labels)
+            and len(set(inference.labels)) == len(inference.labels) > 1
+            and type(inference.max_length) is int
+            and inference.max_length > 0
+            and inference.truncation in ("head", "tail", "head_tail")
+            and inference.precision in ("fp32", "bf16")
+            and 0 < inference.temperature < math.inf
+            and (inference.threshold is None or 0 <= inference.threshold <= 1)
+            and (inference.threshold is None or len(inference.labels) == 2)
+            and (inference.positive_label in (None, *inference.labels))
+            and not (inference.threshold is not None and inference.positive_label is None)
+        )
+    except TypeError:
+        is_sound = False
+    if not is_sound:
+        raise Refusal(MISSING, f"{printable(path, 300)}: is not as a run leaves it")
+    return inference
