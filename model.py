@@ -300,13 +300,34 @@ def template(tokenizer, max_length: int, truncation: str) -> Template:
     return Template(prefix, suffix, pad_id, max_length, truncation)
 
 
+def load_trained(source: Source, tokenizer) -> nn.Module:
+    """The sequence classifier as its files have it, fp32, on the CPU, in training mode.
+
+    Raises Refusal 66 for files that cannot be loaded, lack a tensor, be it of the head, or are of a
+    model that does not choose one of several labels. These are in its config.id2label.
+    """
+    config = _load_config(source)
+    names = [config.id2label.get(i) for i in range(config.num_labels)]
+    if len(names) < 2 or config.problem_type not in (None, "single_label_classification"):
+        _refuse(source.folder, "does not choose one of several labels")
+    if len({name for name in names if isinstance(name, str)}) < len(names):
+        _refuse(source.folder, "its id2label does not give each label a name of its own")
+    return load_model(source, names, tokenizer, max_length=0, seed=0, is_trained=True)
+
+
 def load_model(
-    source: Source, label_names: list[str], tokenizer, *, max_length: int, seed: int
+    source: Source,
+    label_names: list[str],
+    tokenizer,
+    *,
+    max_length: int,
+    seed: int,
+    is_trained: bool = False,
 ) -> nn.Module:
     """A sequence classifier over `label_names`, fp32, on the CPU, in training mode.
 
     A new head is drawn from `seed`; an earlier one is kept if it was trained for the same labels.
-    Raises Refusal 66 for files that cannot be loaded.
+    `is_trained`: nothing may be drawn. Raises Refusal 66 for files that cannot be loaded.
     """
     from transformers import AutoModelForSequenceClassification
     from transformers.utils import logging
@@ -340,12 +361,12 @@ def load_model(
                 ignore_mismatched_sizes=True,  # of the head; anything else is refused below
                 output_loading_info=True,
             )
-        _refuse_partial(source, model.base_model_prefix, loading)
+        _refuse_partial(source, model.base_model_prefix, loading, is_trained=is_trained)
         if not same_labels:
             torch.manual_seed(seed)
             for name, module in model.named_children():
                 if name != model.base_model_prefix:
-                    module.apply(_redraw(config.initializer_range))
+                    module.apply(redraw(config.initializer_range))
         _try(model, tokenizer)
         return model.train()
     except Refusal:
@@ -388,12 +409,18 @@ def _try(model: nn.Module, tokenizer) -> None:
             raise ValueError("what it computes is not finite")
 
 
-def _refuse_partial(source: Source, base: str, loading: dict) -> None:
-    """Refusal 66 if a tensor of the encoder is missing or misshapen; poolers may be new."""
+def _refuse_partial(source: Source, base: str, loading: dict, *, is_trained: bool) -> None:
+    """Refusal 66 if a tensor of the encoder is missing or misshapen; poolers may be new.
+
+    `is_trained`: neither they nor the head may.
+    """
     missing = [(name, "lacks") for name in loading["missing_keys"]]
     misshapen = [(entry[0], "has in another shape") for entry in loading["mismatched_keys"]]
     for name, fault in sorted(missing + misshapen):
-        if name.startswith(base + ".") and "pooler" not in name:
+        is_head = not name.startswith(base + ".") or "pooler" in name
+        if is_head and is_trained:
+            _refuse(source.folder, f"no trained classification head: {fault} {printable(name)}")
+        if not is_head:
             _refuse(source.folder, f"{fault} the tensor {printable(name)}")
 
 
@@ -408,32 +435,37 @@ def _load_config(source: Source):
         _refuse(source.folder, _one_line(error))
 
 
-def _redraw(std: float) -> Callable[[nn.Module], None]:
+def redraw(std: float) -> Callable[[nn.Module], None]:
     """Initialise a linear layer as BERT does: normal weights of deviation `std`, biases zero."""
 
-    def redraw(module: nn.Module) -> None:
+    def draw(module: nn.Module) -> None:
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=std)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
 
-    return redraw
+    return draw
 
 
 def check_positions(source: Source, max_length: int) -> None:
     """Refusal 78 if texts of `max_length` tokens are beyond the positions that the model has."""
     if source.is_scratch:
         return
-    config = _load_config(source)
-    positions = getattr(config, "max_position_embeddings", None)
-    if not isinstance(positions, int):
-        return
-    if "roberta" in config.model_type or config.model_type in ("camembert", "xmod", "mpnet"):
-        positions -= (config.pad_token_id or 0) + 1  # they count from pad_token_id + 1
-    if 0 < positions < max_length:
+    positions = positions_of(_load_config(source))
+    if positions and positions < max_length:
         raise Refusal(
             BAD_CONFIG, f"data.max_length: {max_length} is beyond the model's {positions} positions"
         )
+
+
+def positions_of(config) -> int | None:
+    """The longest text in tokens that a model has positions for; None where it does not say."""
+    positions = getattr(config, "max_position_embeddings", None)
+    if not isinstance(positions, int):
+        return None
+    if "roberta" in config.model_type or config.model_type in ("camembert", "xmod", "mpnet"):
+        positions -= (config.pad_token_id or 0) + 1  # they count from pad_token_id + 1
+    return positions if positions > 0 else None
 
 
 def _scratch_config(vocabulary: int, max_length: int):
