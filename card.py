@@ -59,14 +59,15 @@ def _title(job: Job) -> str:
     labels = job.corpus.label_names
     named = ", ".join(map(safe, labels[:MANY_LABELS]))
     named += ", ..." if len(labels) > MANY_LABELS else ""
-    begun = f"fine-tuned from {_base(job.source)}"
-    begun = "trained from scratch" if job.source.is_scratch else begun
-    return f"Text classifier ({named}), {begun}"
+    return f"Text classifier ({named}), {_origin(job.source)}"
 
 
-def _base(source: Source) -> str:
-    """The name of the weights; of a local folder only its last part."""
-    return safe(source.name if _is_of_a_hub(source) else source.folder.name)
+def _origin(source: Source) -> str:
+    """The weights it began with, by name; of a local folder only its last part."""
+    if source.is_scratch:
+        return "trained from scratch"
+    name = source.name if _is_of_a_hub(source) else source.folder.name
+    return f"fine-tuned from {safe(name)}"
 
 
 def _is_of_a_hub(source: Source) -> bool:

@@ -69,3 +69,12 @@ def test_control_a_cell_that_is_not_escaped_breaks_the_table():
     line = f"| {HOSTILE} | 1 |"
     assert len(re.findall(r"(?<!\\)\|", line)) == 4
     assert len(re.findall(r"(?<!\\)\|", f"| {card.safe(HOSTILE)} | 1 |")) == 3
+
+
+def test_a_model_from_scratch_says_so(tmp_path, small):
+    changes = {"model__name": "scratch", "train__max_steps": 2, "run__name": "scratch"}
+    for name in ("train", "validation"):
+        (tmp_path / f"{name}.csv").write_bytes((small / f"{name}.csv").read_bytes())
+    assert tiny.run(tiny.settings(tmp_path, **changes)) == 0
+    text = (tmp_path / "runs" / "scratch" / "best" / "README.md").read_text()
+    assert "trained from scratch" in text and "base_model" not in text

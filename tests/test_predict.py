@@ -38,7 +38,7 @@ from decision import PLAIN, Decision, Inference
 from errors import Refusal
 from signals import StopRequest
 
-MAX_LENGTH = 24  # tokens; most texts below are longer
+MAX_LENGTH = 24  # tokens; some texts below are longer
 INFERENCE = Inference(["0", "1"], "1", MAX_LENGTH, "head_tail", "fp32", 1.0, None)
 SENTENCES = [
     "goose",
@@ -81,9 +81,13 @@ def best(run, tmp_path):
 
 @pytest.fixture(scope="module")
 def expected(run, tmp_path_factory) -> np.ndarray:
-    """Logits of SENTENCES by train.evaluate with every saving off."""
-    folder = tmp_path_factory.mktemp("expected")
-    labelled = [{"text": t, "label": i % 2} for i, t in enumerate(SENTENCES)]
+    """Logits of SENTENCES by `evaluate`."""
+    return evaluate(run, tmp_path_factory.mktemp("expected"), SENTENCES)
+
+
+def evaluate(run: Path, folder: Path, texts: list[str]) -> np.ndarray:
+    """Logits by train.evaluate with every saving off."""
+    labelled = [{"text": t, "label": i % 2} for i, t in enumerate(texts)]
     for name in ("train", "validation"):
         tiny.write_csv(folder / f"{name}.csv", labelled)
     changes = {"model__name": run / "best", "data__max_length": MAX_LENGTH, "data__leaks": "keep"}
@@ -176,6 +180,16 @@ def test_every_kind_of_file_gives_the_same_probabilities(
     source = write(tmp_path / f"texts.{kind}")
     assert main(best(), "--file", source, "--out", out, "--device", "cpu") == 0
     check(out, PLAIN.probabilities(expected), expected.argmax(axis=1))
+
+
+def test_of_a_huge_text_as_much_is_kept_as_in_training(run, best, tmp_path):
+    texts = ["late " + "x" * (1 << 16) + " goose!", "soup"]
+    expected = evaluate(run, tmp_path, texts)
+    (tmp_path / "in.txt").write_text("\n".join(texts))
+    assert main(best(), "--file", tmp_path / "in.txt", "--out", tmp_path / "out.jsonl") == 0
+    check(tmp_path / "out.jsonl", PLAIN.probabilities(expected), expected.argmax(axis=1))
+    whole = classifier.load(str(best()), device="cpu").logits(texts)
+    assert difference(whole, expected) > 1e-2, "control: the rest of it would show"
 
 
 def check(out: Path, probabilities: np.ndarray, predicted: np.ndarray) -> None:
@@ -362,7 +376,7 @@ def test_parquet_keeps_its_types(best, tmp_path):
 def test_a_row_without_text_gets_no_prediction_and_stops_nothing(best, tmp_path, capsys):
     source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     empty = ["", "  ", None, ["x"], {"a": 1}]
-    rows = [{"text": "goose"}, *({"text": t} for t in empty), {"n": 1}, {"text": 7}]
+    rows = [{"text": "goose"}, *({"text": t} for t in empty), {}, {"text": 7}]
     source.write_text("\n".join(map(json.dumps, rows)))
     assert main(best(), "--file", source, "--out", out) == 0
     found = [json.loads(line) for line in out.read_text().splitlines()]
@@ -423,9 +437,20 @@ class Counted(str):
 
 def stub(monkeypatch, logits=lambda texts: np.zeros((len(texts), 2), np.float32)) -> None:
     """A model of no cost in place of any."""
-    model = types.SimpleNamespace(labels=["0", "1"], decision=PLAIN, logits=logits)
-    model.autocast = contextlib.nullcontext
-    monkeypatch.setattr(classifier, "load", lambda name, **options: model)
+    opened = []
+
+    @contextlib.contextmanager
+    def autocast():
+        opened.append("once")
+        yield
+
+    def within(texts):
+        assert opened == ["once"], "weights are cast for each chunk"
+        return logits(texts)
+
+    model = types.SimpleNamespace(labels=["0", "1"], decision=PLAIN, logits=within)
+    model.autocast = autocast
+    monkeypatch.setattr(classifier, "load", lambda name, **options: opened.clear() or model)
 
 
 def rows_held(monkeypatch, tmp_path: Path, n: int, chunk: int) -> int:
