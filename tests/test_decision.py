@@ -169,5 +169,5 @@ def test_the_test_set_is_scored_once_and_last(small, monkeypatch):
 
     monkeypatch.setattr(train, "evaluate", counted)
     test = tiny.write_csv(small / "test-3.csv", tiny.rows(77, seed=6))
-    outcome(small, "once", test)
+    outcome(small, "scored-once", test)
     assert sizes.count(77) == 1 and sizes[-1] == 77 and len(sizes) > 3
