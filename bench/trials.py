@@ -140,7 +140,11 @@ def _reshape(optimizer, lr: float, shape: str, step: int, steps) -> None:
 def of_trainer(
     trial: Trial, data: Path, model: str, epochs: float, clock: Callable = time.process_time
 ) -> dict[str, object]:
-    """Train with Hugging Face Trainer as its documentation shows it."""
+    """Train with Hugging Face Trainer as its documentation shows it.
+
+    With the setting speed.padding=free its model has our padding-free forward, which computes the
+    same function and draws other dropout masks (--check of against_trainer.py).
+    """
     import tempfile
 
     import torch
@@ -165,6 +169,8 @@ def of_trainer(
     evaluated = {"validation": splits["dev"]} | ({} if is_timed else {"test": splits["test"]})
     kept, labels = {name: [] for name in evaluated}, {}
     padding = {"padding": trial.settings.get("padding", True), "max_length": MAX_LENGTH}
+    is_packed = trial.settings.get("speed.padding") == "free"
+    collate = packed(classifier) if is_packed else None
 
     def keep(prediction) -> dict[str, float]:
         name = "validation" if len(prediction.label_ids) == len(splits["dev"]) else "test"
@@ -194,7 +200,7 @@ def of_trainer(
         peer = (Weighted if weights == "balanced" else tf.Trainer)(
             classifier,
             arguments,
-            data_collator=tf.DataCollatorWithPadding(tokenizer, **padding),
+            data_collator=collate or tf.DataCollatorWithPadding(tokenizer, **padding),
             train_dataset=splits["train"],
             eval_dataset=evaluated,
             compute_metrics=keep,
@@ -203,6 +209,22 @@ def of_trainer(
         peer.train()
     spent = {"cpu_s": clock() - began}
     return {name: np.stack(logits) for name, logits in kept.items()} | labels | spent
+
+
+def packed(classifier) -> Callable[[Sequence[dict]], dict[str, object]]:
+    """Give a model of Trainer's our padding-free forward; a collate function for it."""
+    from batches import Collate, Template
+    from encoder import install
+
+    install(classifier, packed=True, first_position=True)
+    pad_id = classifier.config.pad_token_id
+    collate = Collate(Template([], [], pad_id, MAX_LENGTH, "head"), "free")  # rows are dressed
+
+    def gather(texts: Sequence[dict]) -> dict[str, object]:
+        batch = collate([(t["input_ids"], t["labels"], 1.0, False) for t in texts])
+        return batch.inputs | {"labels": batch.labels}
+
+    return gather
 
 
 def rows(file: Path, tokenizer) -> list[dict[str, object]]:
@@ -303,7 +325,9 @@ def _run(asked: tuple) -> dict[str, object]:
     path = out / "logits" / f"{trial.key.replace('/', '-')}.npz"
     path.parent.mkdir(exist_ok=True)
     np.savez(path, **found)
-    return {"key": trial.key, "cpu_s": float(found["cpu_s"]), "epochs": summarise(found)}
+    precision = trial.settings.get("train.precision")
+    spent = {"cpu_s": float(found["cpu_s"]), "precision": precision}
+    return {"key": trial.key, **spent, "epochs": summarise(found)}
 
 
 def outcomes(out: Path) -> dict[str, dict[str, object]]:
