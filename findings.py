@@ -12,10 +12,11 @@ import diagnostics
 import plots
 from markup import Html, absent, figures, join, note, plate, safe, short, table, tag
 from predictions import Predictions
-from runlog import number
+from runlog import number, part
 from view import figure
 
 Splits = Mapping[str, Predictions | str]
+F1_SCORES = ("f1_macro", "f1_positive")
 MAX_CURVES = 8
 MAX_BESIDE = 10  # classes of two matrices beside each other
 MAX_PAIRS = 20
@@ -164,13 +165,14 @@ def calibration(splits: Splits) -> Html:
     return join([figures(*plates) if plates else "", *reasons(splits)])
 
 
-def threshold(splits: Splits, positive: int | None) -> Html:
-    """What another threshold than one half would do, on validation."""
+def threshold(splits: Splits, results: Mapping[str, object], positive: int | None) -> Html:
+    """What other thresholds than one half do on validation, and the stored one on each split."""
     p = splits.get("validation")
     if not isinstance(p, Predictions):
         return join(reasons({"validation": str(p)}))
     if len(p.classes) != 2:
-        return absent(f"{len(p.classes)} labels: there is no single threshold to choose.")
+        why = absent(f"{len(p.classes)} labels: there is no single threshold to choose.")
+        return join([why, _decided(results)])
     k = 1 if positive is None else positive
     cuts = diagnostics.cuts(p.labels == k, p.probabilities[:, k])
     curves = [
@@ -198,4 +200,31 @@ def threshold(splits: Splits, positive: int | None) -> Html:
     words += f"{cuts.f1_positive[best_positive]:.3f}, at {cuts.thresholds[best_positive]:.3f}."
     caution = "A threshold chosen on the validation texts looks better on them than it is: it was "
     caution += "picked because it fits them. All other scores of this page are those of argmax."
-    return join([tag("p", words), figures(plate("F1 over the threshold", drawing)), note(caution)])
+    plates = figures(plate("F1 over the threshold", drawing))
+    return join([tag("p", words), plates, _decided(results), note(caution)])
+
+
+def _decided(results: Mapping[str, object]) -> Html:
+    """A table of each split by argmax and by what is stored with the model."""
+    rows = []
+    for name in ("test", "validation"):
+        scores, decided = part(results, name), part(part(results, name), "decided")
+        if number(decided.get("temperature")) is None:
+            continue
+        words = f"temperature {decided['temperature']:.2f}"
+        if number(decided.get("threshold")) is not None:
+            words = f"threshold {decided['threshold']:.3f} at {words}"
+        for label, found in (("argmax", scores), (words, decided)):
+            cells = [with_interval(found.get(s), _stored(found, s)) for s in F1_SCORES]
+            rows.append([f"{name}, {label}", *cells, figure(found.get("calibration_error"), ".3f")])
+    if not rows:
+        return join([])
+    head = ["", "macro-F1", "F1 of the positive", "calibration error"]
+    return table(head, rows, caption="As predict.py decides, beside argmax")
+
+
+def _stored(scores: Mapping[str, object], name: str) -> tuple[float, float] | None:
+    """The interval of a score that results.json has."""
+    within = part(scores, "intervals").get(name)
+    ends = [number(end) for end in within] if isinstance(within, list) else []
+    return tuple(ends) if len(ends) == 2 and None not in ends else None

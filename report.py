@@ -4,7 +4,7 @@ No network, no script; a section whose source is missing says so. No torch here.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -57,7 +57,7 @@ def page(run: Path, now: float | None = None) -> str:
         ("confusion", "Confusion", findings.confusion(splits)),
         ("precision", "Precision and recall", findings.precision_recall(splits, positive)),
         ("calibration", "Calibration", findings.calibration(splits)),
-        ("threshold", "Threshold", findings.threshold(splits, positive)),
+        ("threshold", "Threshold", findings.threshold(splits, subject.results, positive)),
         ("slices", "Slices", groups.slices(splits, subject.results, positive)),
         ("length", "Length", groups.lengths(splits, number(history.setting("data.max_length")))),
         ("errors", "Most confident errors", groups.errors(splits, subject.texts)),
@@ -212,7 +212,8 @@ def headline(subject: Subject) -> Html:
     )
     has_any = any(subject.intervals.values())
     large = tag("div", *large, class_="headline")
-    return join([large, _verdict(subject, main), listed, *([why] if has_any else [])])
+    parts = [large, _verdict(subject, main), listed, _without_near(scores[main], main)]
+    return join([*parts, *([why] if has_any else [])])
 
 
 def _positive(subject: Subject) -> str:
@@ -239,6 +240,17 @@ def _verdict(subject: Subject, split: str) -> Html:
     if not told:
         return absent(f"There is no baseline to compare macro-F1 on {split} with.")
     return tag("p", f"On {split}, macro-F1 of this model is {' and '.join(told)}.")
+
+
+def _without_near(scores: Mapping[str, object], split: str) -> Html:
+    """The score without texts that are nearly those of training, where there are any."""
+    near = part(scores, "near_duplicates")
+    if number(near.get("texts")) is None:
+        return join([])
+    value = part(near, "without").get("f1_macro")
+    words = f"{near['texts']:,.0f} texts of {split} are nearly equal to a training text; without "
+    words += f"them, macro-F1 is {figure(value, '.3f')}."
+    return tag("p", words)
 
 
 def _so_far(subject: Subject) -> Html:

@@ -12,6 +12,7 @@ MODEL, so that what is measured is everything but the model.
 
 import argparse
 import csv
+import dataclasses
 import json
 import os
 import statistics
@@ -30,6 +31,7 @@ sys.path.insert(0, str(ROOT))
 from million import write_model, write_texts  # noqa: E402
 
 import tables  # noqa: E402
+from decision import PLAIN  # noqa: E402
 from predict import annotate  # noqa: E402
 
 BATCH = 32  # texts
@@ -40,6 +42,7 @@ def compare(args: argparse.Namespace) -> None:
     import classifier
 
     trained = classifier.load(args.model, precision=args.precision)
+    trained = dataclasses.replace(trained, decision=PLAIN)  # a pipeline knows no temperature
     work = Path(tempfile.mkdtemp())
     source = work / "texts.csv"
     with open(args.file, encoding="utf-8", newline="") as file:

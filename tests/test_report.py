@@ -130,6 +130,35 @@ def test_every_section_has_its_figures_and_tables(page):
     assert "split off the training file" in section(page, "data")
 
 
+def test_the_stored_decision_is_told_beside_argmax(run, page, tmp_path, quick):
+    def row(page: str, label: str) -> list[str]:
+        body = page.partition('<section id="threshold">')[2].partition("</section>")[0]
+        rows = re.findall("<tr.*?</tr>", body)
+        return words(next(r for r in rows if words(r).strip().startswith(label))).split()
+
+    results = json.loads((run / "results.json").read_text())
+    decided = results["test"]["decided"]
+    stored = row(page, "test, threshold")
+    assert stored[2] == f"{decided['threshold']:.3f}" and f"{decided['f1_macro']:.3f}" in stored
+    assert "0.70–0.90" in stored
+    assert f"{results['test']['calibration_error']:.3f}" in row(page, "test, argmax")
+
+    other = copy(run, tmp_path)
+    results["test"]["decided"] |= {"threshold": 0.123, "f1_macro": 0.987}
+    (other / "results.json").write_text(json.dumps(results))
+    assert {"0.123", "0.987"} <= set(row(report.page(other), "test, threshold"))
+
+
+def test_the_score_without_near_duplicates_is_told(run, page, tmp_path, quick):
+    assert "nearly equal to a training text" not in page
+    other = copy(run, tmp_path)
+    results = json.loads((run / "results.json").read_text())
+    results["test"]["near_duplicates"] = {"texts": 1234, "without": {"f1_macro": 0.4567}}
+    (other / "results.json").write_text(json.dumps(results))
+    assert "1,234 texts of test are nearly equal" in report.page(other)
+    assert "without them, macro-F1 is 0.457." in report.page(other)
+
+
 def test_the_data_section_says_what_the_check_found(run, tmp_path, quick):
     other = copy(run, tmp_path)
     counts = {"rows": 1234, "labels": {"a": 1200, "<b>": 34}, "cut_share": 0.051}
