@@ -152,30 +152,40 @@ def overfitting(history: History) -> Alarm | None:
 
 
 def collapsed(history: History) -> Alarm | None:
-    """The last two evaluations predicted one class for all but every text.
+    """The last two evaluations predicted one class for all but every text; at the end, the best.
 
     Not early in a run: many begin so.
     """
+    ended = part(history.end, "validation")
+    if "collapse" in ended:
+        why = ended["collapse"]
+        return _collapse(history, ended, "") if why and isinstance(why, str) else None
     evals = history.evaluations()[-2:]
     shares = [max(s) for e in evals if (s := shares_of(e))]
     warmup, total = history.plan("warmup_steps"), history.plan("total_steps")
     balance = _baseline(history, "majority", "accuracy")
-    if len(shares) < 2 or min(shares) < 0.99 or (balance or 0) > 0.97:
+    if len(shares) < 2 or min(shares) < 0.99:
+        return None
+    if (balance or 0) > 0.97 and not all(e.get("collapse") for e in evals):
         return None
     if evals[0]["step"] <= (warmup or 0) or evals[1]["step"] < 0.4 * (total or 0):
         return None
-    labels = history.start.get("labels")
-    last = shares_of(evals[-1])
-    place = last.index(max(last))
+    return _collapse(history, evals[-1], f", {shares[-2]:.1%} before")
+
+
+def _collapse(history: History, scores: dict, before: str) -> Alarm:
+    """The alarm over an evaluation; "collapse" of the trainer, who saw the logits, says why."""
+    labels, why = history.start.get("labels"), scores.get("collapse")
+    shares = shares_of(scores) or [1.0]
+    place = shares.index(max(shares))
     name = labels[place] if isinstance(labels, list) and place < len(labels) else place
-    seen = evals[-1].get("collapse")  # by the trainer, in the logits
     usual = "train.class_weights=balanced; another optimizer.lr, higher if the loss does not move, "
     usual += "lower if it jumps; more train.epochs"
     return Alarm(
         "collapsed",
         "the model predicts one class",
-        f"'{name}' for {shares[-1]:.1%} of the validation texts, {shares[-2]:.1%} before",
-        seen if seen and isinstance(seen, str) else usual,
+        f"'{name}' for {max(shares):.1%} of the validation texts{before}",
+        why if why and isinstance(why, str) else usual,
     )
 
 

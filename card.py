@@ -11,8 +11,9 @@ from model import Source
 from prepare import Job
 from scoring import figure, in_brackets
 
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-LANGUAGE = re.compile(r"[a-z]{2,3}")  # of a value of the column lang
+HUB_NAME = re.compile(r"([\w.-]+/)?[\w.-]+")
+LANGUAGES = ("lang", "language")  # columns
+LANGUAGE = re.compile(r"[a-z]{2,3}")  # a value of theirs
 MAX_ROWS = 60  # of a table
 MANY_LABELS = 20
 
@@ -66,7 +67,8 @@ def _origin(source: Source) -> str:
     """The weights it began with, by name; of a local folder only its last part."""
     if source.is_scratch:
         return "trained from scratch"
-    name = source.name if _is_of_a_hub(source) else source.folder.name
+    folder = source.folder.parent if source.folder.name == "best" else source.folder
+    name = source.name if _is_of_a_hub(source) else folder.name
     return f"fine-tuned from {safe(name)}"
 
 
@@ -82,7 +84,8 @@ def _positive(job: Job) -> str:
 def _front(job: Job) -> str:
     """What model hubs read."""
     lines = ["library_name: transformers", "pipeline_tag: text-classification", "metrics: [f1]"]
-    _, values = job.corpus.train.slices.get("lang", (None, []))
+    columns = [job.corpus.train.slices[c] for c in LANGUAGES if c in job.corpus.train.slices]
+    values = columns[0][1] if columns else []
     languages = ", ".join(f'"{v}"' for v in values if LANGUAGE.fullmatch(v))
     if languages:
         lines.append(f"language: [{languages}]")
@@ -101,8 +104,16 @@ def _data(job: Job) -> str:
         each = (f"{counts.get(name, 0):,}" for name in names)
         rows.append([split, f"{report[split]['rows']:,}", *each])
     text = _table(["split", "texts", *(f"'{safe(n)}'" for n in names)], rows)
-    found = "\n".join(f"- {safe(finding)}" for finding in job.corpus.findings[:MAX_ROWS])
+    found = "\n".join(f"- {safe(_local(job, f))}" for f in job.corpus.findings[:MAX_ROWS])
     return f"{text}\n\nThe data check found" + (f":\n\n{found}" if found else " nothing.")
+
+
+def _local(job: Job, finding: str) -> str:
+    """A finding with files named without the folders that they are in."""
+    files = (job.cfg.data.train, job.cfg.data.validation, job.cfg.data.test)
+    for path in (Path(file) for file in files if file):
+        finding = finding.replace(printable(path, 200), printable(path.name))
+    return finding
 
 
 def _scores(job: Job, final: Mapping[str, object]) -> Iterator[str]:
@@ -113,8 +124,9 @@ def _scores(job: Job, final: Mapping[str, object]) -> Iterator[str]:
         scores = final[name]
         rows.append([f"**{name}**", *_cells(scores), *_plain(scores)])
         decided = scores["decided"]
-        if decided.get("intervals"):
-            words = f"{name}, threshold {decided['threshold']:.3f}, "
+        if decided.get("calibration_error") is not None:
+            threshold = decided["threshold"]
+            words = f"{name}, " + ("" if threshold is None else f"threshold {threshold:.3f}, ")
             words += f"temperature {decided['temperature']:.2f}"
             rows.append([words, *_cells(decided), "", figure(decided, "calibration_error")])
         rows += [[f"{name}, {n}", *_cells(s), *_plain(s)] for n, s in scores["baselines"].items()]
@@ -128,8 +140,13 @@ def _scores(job: Job, final: Mapping[str, object]) -> Iterator[str]:
         ]
         left = len(values) - len(rows)
         more = f" ({left} more values are left out)" if left else ""
+        worst = final[name]["worst"].get(column)
+        more += f"; worst: {safe(worst['value'])}, {worst['f1_macro']:.3f}" if worst else ""
         yield f"By {safe(column)}, {name}{more}:"
         yield _table([safe(column), "texts", *head[1:3]], rows)
+    collapse = final["validation"]["collapse"]
+    if collapse:
+        yield f"**The model predicts one class** for nearly all texts: {safe(collapse)}."
     near = final[name].get("near_duplicates")
     if near:
         yield (

@@ -7,7 +7,6 @@ Shapes: N examples, K classes.
 """
 
 import json
-import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from files import read_json
 from metrics import softmax
 
 FILE = "inference.json"
+SHORTEST = 4  # tokens that data.max_length is at least
 TEMPERATURES = (0.05, 20.0)  # beyond them a few sure errors, or none at all, decide
 
 
@@ -50,9 +50,8 @@ def fit(
 ) -> Decision:
     """The temperature of least loss, and of two classes the threshold of most F1, on these texts.
 
-    labels (N,), logits (N, K); `score` is f1_macro or f1_positive. Temperature scaling is that of
-    Guo et al. 2017 (arXiv:1706.04599). Without examples of each class, or with logits that are not
-    finite, PLAIN.
+    labels (N,), logits (N, K); `score` is f1_macro or f1_positive. Without examples of each class,
+    or with logits that are not finite, PLAIN.
     """
     classes = logits.shape[1]
     if len(np.unique(labels)) < classes or not np.isfinite(logits).all():
@@ -70,7 +69,9 @@ def fit(
 def fit_temperature(labels: np.ndarray, logits: np.ndarray) -> float:
     """What logits (N, K) are to be divided by for the least cross-entropy with labels (N,).
 
-    Sought over the inverse, in which the loss is convex.
+    Temperature scaling: Guo et al. 2017 (arXiv:1706.04599). Sought over the inverse, in which the
+    loss is convex, within TEMPERATURES. Where ever sharper would be better (no error on these
+    texts, say), 1: that tells nothing about how sure to be of others.
     """
     from scipy.optimize import minimize_scalar  # scikit-learn's; whoever only reads needs it not
 
@@ -82,13 +83,21 @@ def fit_temperature(labels: np.ndarray, logits: np.ndarray) -> float:
         return float((top + np.log(np.exp(scaled - top[:, None]).sum(axis=1))).mean())
 
     low, high = (1 / t for t in reversed(TEMPERATURES))
-    return 1 / minimize_scalar(loss, bounds=(low, high), method="bounded").x
+    best = minimize_scalar(loss, bounds=(low, high), method="bounded").x
+    return 1.0 if best > 0.99 * high else 1 / best
 
 
 def fit_threshold(is_positive: np.ndarray, scores: np.ndarray, score: str = "f1_macro") -> float:
-    """The cut of scores (N,) with the most F1 of is_positive (N,); of equals the nearest to 1/2."""
+    """The cut of scores (N,) with the most F1 of is_positive (N,); 1/2 where none has more.
+
+    A cut calls at least one text positive; one half, which is argmax, may call none so.
+    """
     cuts = diagnostics.cuts(is_positive, scores)
     value = cuts.f1_macro if score == "f1_macro" else cuts.f1_positive
+    each = diagnostics.f1(diagnostics.confusion(is_positive, scores >= 0.5, 2))
+    half = each.mean() if score == "f1_macro" else each[1]
+    if half > value.max() - 1e-12:
+        return 0.5
     best = np.flatnonzero(value >= value.max() - 1e-12)
     return float(cuts.thresholds[best[np.abs(cuts.thresholds[best] - 0.5).argmin()]])
 
@@ -124,6 +133,9 @@ def read(folder: Path) -> Inference | None:
     """What a model's folder has of it, None if nothing; Refusal 66 for a file that is not whole."""
     path = folder / FILE
     if not path.exists():
+        if FILE in (read_json(folder / "manifest.json") or {}):
+            reason = "is gone, though manifest.json lists it"
+            raise Refusal(MISSING, f"{printable(path, 300)}: {reason}")
         return None
     found = read_json(path)
     try:
@@ -133,10 +145,10 @@ def read(folder: Path) -> Inference | None:
             and all(isinstance(label, str) for label in inference.labels)
             and len(set(inference.labels)) == len(inference.labels) > 1
             and type(inference.max_length) is int
-            and inference.max_length > 0
+            and inference.max_length >= SHORTEST
             and inference.truncation in ("head", "tail", "head_tail")
             and inference.precision in ("fp32", "bf16")
-            and 0 < inference.temperature < math.inf
+            and TEMPERATURES[0] <= inference.temperature <= TEMPERATURES[1]
             and (inference.threshold is None or 0 <= inference.threshold <= 1)
             and (inference.threshold is None or len(inference.labels) == 2)
             and (inference.positive_label in (None, *inference.labels))

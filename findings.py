@@ -180,7 +180,9 @@ def threshold(splits: Splits, results: Mapping[str, object], positive: int | Non
         plots.Curve(f"F1 of '{short(p.classes[k])}'", cuts.thresholds, cuts.f1_positive, "second"),
     ]
     counts = diagnostics.confusion(p.labels, p.predicted, 2)
-    half = diagnostics.f1_macro(counts) or 0.0
+    half = diagnostics.f1_macro(counts)
+    if half is None:
+        return absent("Validation has no text of one label: no threshold can be judged.")
     best, best_positive = int(cuts.f1_macro.argmax()), int(cuts.f1_positive.argmax())
     at, value = float(cuts.thresholds[best]), float(cuts.f1_macro[best])
     marks = {"0.5 (argmax)": (0.5, half), f"best, {at:.2f}": (at, value)}
@@ -198,6 +200,9 @@ def threshold(splits: Splits, results: Mapping[str, object], positive: int | Non
     words = f"Macro-F1 is {half:.3f} at one half and at best {value:.3f}, at {at:.3f}. "
     words += f"F1 of '{named}' is {diagnostics.f1(counts)[k]:.3f} at one half and at best "
     words += f"{cuts.f1_positive[best_positive]:.3f}, at {cuts.thresholds[best_positive]:.3f}."
+    scale = " The figure is of probabilities as the model gives them; the threshold that is stored "
+    scale += "with it is on those of logits divided by the temperature."
+    words += scale if results else ""
     caution = "A threshold chosen on the validation texts looks better on them than it is: it was "
     caution += "picked because it fits them. All other scores of this page are those of argmax."
     plates = figures(plate("F1 over the threshold", drawing))

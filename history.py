@@ -23,6 +23,7 @@ SYSTEM = ("time", "cpu_percent", "load", "memory_gib", "disk_free_gib")
 GPU = ("time", "util_percent", "memory_gib", "temperature_c", "power_w")
 MAX_MACHINES = 256  # a log may name as many machines and GPUs as it likes
 MAX_WARNINGS = 100
+COLLAPSE = ("collapse", "predicted_share")
 CHUNK = 1 << 22  # bytes
 # Of what is waiting to be read, so many bytes of lines are parsed at once; of more, only every so
 # many step lines. A parse takes 4 us, a million of them would be waited for.
@@ -78,10 +79,11 @@ class History:
     """What the events of a log amount to; those that a resume made void are left out.
 
     start, end, hardware: the last such event, of each machine for hardware; of the end's results
-    the test scores. steps, machines, gpus: numbers over time. evals, checkpoints: events, without
-    their tables. nonfinite: the steps whose loss or gradient norm was not finite. heard_at,
-    moved_at: when anything, and when training, was last told of, unix s; longest_s: the longest
-    that training has taken to get on; has_begun: whether a step was logged since the last start.
+    the test scores and what says whether validation got one class. steps, machines, gpus: numbers
+    over time. evals, checkpoints: events, without their tables. nonfinite: the steps whose loss or
+    gradient norm was not finite. heard_at, moved_at: when anything, and when training, was last
+    told of, unix s; longest_s: the longest that training has taken to get on; has_begun: whether a
+    step was logged since the last start.
     """
 
     def __init__(self) -> None:
@@ -132,6 +134,8 @@ class History:
             self.end = {k: v for k, v in event.items() if k != "results"}
             scores = part(part(event, "results"), "test").items()
             self.end["test"] = {k: v for k, v in scores if not isinstance(v, dict | list)}
+            found = part(part(event, "results"), "validation")
+            self.end["validation"] = {k: found[k] for k in COLLAPSE if k in found}
         elif kind == "resume" and number(event.get("step", 0)) is not None:
             self._forget_after(step)
 

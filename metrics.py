@@ -17,6 +17,7 @@ LOWER_IS_BETTER = ("loss", "calibration_error")
 CALIBRATION_BINS = 15
 COLLAPSED = 0.99  # of the texts get one label, although fewer than
 MOSTLY_ONE = 0.97  # have it
+SEVERAL = 10  # texts of other labels, of which a working model finds one or other
 FLAT = 0.1  # logit_spread of a model whose logits do not depend on the text
 RANKED = 0.6  # ROC AUC above chance
 
@@ -103,12 +104,17 @@ def logit_spread(logits: np.ndarray) -> float:
 
 
 def only_class(scores: Mapping[str, object]) -> int | None:
-    """The index of the class that was predicted for all but every text, where many are another."""
+    """The index of the class that was predicted for all but every text, where others are another.
+
+    These must be many, or for every text of several no other class have been predicted.
+    """
     shares, confusion = scores.get("predicted_share"), scores.get("confusion")
     if not shares or max(shares) < COLLAPSED:
         return None
     k = shares.index(max(shares))
-    return k if sum(confusion[k]) / scores["examples"] < MOSTLY_ONE else None
+    others = scores["examples"] - sum(confusion[k])
+    is_never = shares[k] == 1 and others >= SEVERAL
+    return k if is_never or others / scores["examples"] > 1 - MOSTLY_ONE else None
 
 
 def collapse_cause(scores: Mapping[str, object]) -> str:
@@ -121,8 +127,8 @@ def collapse_cause(scores: Mapping[str, object]) -> str:
         )
     if auc is not None and auc > RANKED:
         return (
-            f"it ranks the texts (ROC AUC {auc:.2f}) but one class is too frequent in training for "
-            "the other to be the likelier: train.class_weights=balanced, or the fitted threshold"
+            f"it ranks the texts (ROC AUC {auc:.2f}), but its logits favour one class throughout: "
+            "the fitted threshold mends that, or train.class_weights=balanced if they are off"
         )
     return "what it learnt does not tell the classes apart: other data or settings"
 

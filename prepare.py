@@ -186,15 +186,24 @@ def check_metric(cfg: Config, corpus: Corpus | None) -> None:
             f"evaluation.metric: '{printable(column)}' is not among data.slice_columns "
             f"({', '.join(columns) or 'none'})",
         )
-    present = len(np.unique(corpus.validation.labels)) == len(corpus.label_names)
-    if base not in ("loss", "accuracy", "calibration_error") and not (present or column):
-        raise Refusal(
-            BAD_DATA,
-            f"data.validation: has no text of some label, so {base} is undefined; the labels are: "
-            f"{', '.join(printable(n, 30) for n in corpus.label_names[:10])}",
-        )
+    if base not in ("loss", "accuracy", "calibration_error"):
+        _check_all_labels(corpus, base, column)
     if base == "f1_positive" and corpus.positive is None:
         raise Refusal(BAD_CONFIG, "evaluation.metric: f1_positive needs data.positive_label")
+
+
+def _check_all_labels(corpus: Corpus, base: str, column: str | None) -> None:
+    """Refusal 65 if a score is undefined for validation, or for each value of a slice column."""
+    labels, classes = corpus.validation.labels, len(corpus.label_names)
+    codes = corpus.validation.slices[column][0] if column else np.zeros_like(labels)
+    if any(len(np.unique(labels[codes == code])) == classes for code in np.unique(codes)):
+        return
+    where = f"has no value of {printable(column)} with" if column else "has not"
+    raise Refusal(
+        BAD_DATA,
+        f"data.validation: {where} a text of each label, so {base} is undefined; the labels are: "
+        f"{', '.join(printable(n, 30) for n in corpus.label_names[:10])}",
+    )
 
 
 def weigh(cfg: Config, corpus: Corpus) -> np.ndarray:

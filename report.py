@@ -185,7 +185,7 @@ def headline(subject: Subject) -> Html:
     scores = {name: subject.results[name] for name in scored}
     main = scored[0]
     words = {"f1_macro": "macro-F1", "f1_positive": f"F1 of '{_positive(subject)}'"}
-    shown = [s for s in SCORES if number(scores[main].get(s)) is not None]
+    shown = [s for s in SCORES if any(number(scores[n].get(s)) is not None for n in scored)]
     large = [
         tag(
             "p",

@@ -294,9 +294,10 @@ def finish(
 def inference(job: Job, decision: Decision) -> Inference:
     """What a user of the model needs beside its weights."""
     names = job.corpus.label_names
+    positive = job.positive if decision.positive is None else decision.positive
     return Inference(
         labels=names,
-        positive_label=None if decision.positive is None else names[decision.positive],
+        positive_label=None if positive is None else names[positive],
         max_length=job.cfg.data.max_length,
         truncation=job.cfg.data.truncation,
         precision=job.cfg.train.precision,

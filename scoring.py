@@ -39,7 +39,7 @@ def score_baselines(job: Job, split: TokenisedSplit) -> dict[str, dict[str, obje
     predictions = {"majority": shares, "tfidf": split.baseline}
     tiny = 1e-12  # a probability of zero has no logarithm
     return {
-        name: score_split(job, split, np.log(np.maximum(probability, tiny)))
+        name: score_split(job, split, np.log(np.maximum(probability, tiny))) | {"collapse": None}
         for name, probability in predictions.items()
     }
 
@@ -154,9 +154,11 @@ def decided(
     if decision.threshold is None:
         return found
     predicted = decision.predict(probability)
+    has_all = len(np.unique(split.labels)) == logits.shape[1]
     for name in WITH_INTERVALS:
         scorer = bootstrap.scorer(name, decision.positive)
-        found[name] = bootstrap.value(split.labels, predicted, logits.shape[1], scorer)
+        value = bootstrap.value(split.labels, predicted, logits.shape[1], scorer)
+        found[name] = value if has_all else None
     everyone = np.ones(len(split), dtype=bool)
     return found | {"intervals": intervals(job, split.labels, predicted, everyone)}
 

@@ -176,6 +176,12 @@ def test_one_class_at_first_is_how_runs_begin(tmp_path):
     assert of(*one_class(10, 20)) == {"collapsed"}
     assert of(*one_class(10, 20, shares=(0.98, 0.02))) == set()
     assert of(*one_class(10, 20), evaluation(30, 0.6, best=True)) == set()
+    end = {"event": "end", "status": "completed"}
+    best = {"collapse": "why", "predicted_share": [1.0, 0.0]}
+    of_best = end | {"results": {"validation": best}}
+    assert of(*one_class(3), of_best) == {"collapsed"}  # however early that was
+    of_another = end | {"results": {"validation": best | {"collapse": None}}}
+    assert of(*one_class(10, 20), of_another) == set()
     rare = {"baselines": {"majority": {"accuracy": 0.98, "f1_macro": 0.49}}}
     assert of(*one_class(10, 20), **rare) == set()  # nearly all is of that class
 

@@ -9,6 +9,7 @@ import tiny
 import yaml
 
 import card
+from model import Source
 
 HOSTILE = "1|`x`<b>"
 
@@ -71,6 +72,21 @@ def test_control_a_cell_that_is_not_escaped_breaks_the_table():
     assert len(re.findall(r"(?<!\\)\|", f"| {card.safe(HOSTILE)} | 1 |")) == 3
 
 
+@pytest.mark.parametrize(
+    "name, folder, expected",
+    [
+        ("owner/some-model", "cache/snapshots/0a1b", "owner/some-model"),
+        ("xlm-roberta-base", "cache/snapshots/0a1b", "xlm-roberta-base"),
+        ("/models/mine", "/models/mine", "mine"),
+        ("runs/first/best", "runs/first/best", "first"),
+    ],
+)
+def test_where_the_weights_came_from_is_told(name, folder, expected, tmp_path):
+    (tmp_path / folder.lstrip("/")).mkdir(parents=True)
+    source = Source(name, tmp_path / folder.lstrip("/"))
+    assert card._origin(source) == f"fine-tuned from {card.safe(expected)}"
+
+
 def test_a_model_from_scratch_says_so(tmp_path, small):
     changes = {"model__name": "scratch", "train__max_steps": 2, "run__name": "scratch"}
     for name in ("train", "validation"):
@@ -78,3 +94,16 @@ def test_a_model_from_scratch_says_so(tmp_path, small):
     assert tiny.run(tiny.settings(tmp_path, **changes)) == 0
     text = (tmp_path / "runs" / "scratch" / "best" / "README.md").read_text()
     assert "trained from scratch" in text and "base_model" not in text
+
+
+def test_findings_name_files_without_their_folders(tmp_path, small):
+    train = (small / "train.csv").read_text().splitlines(keepends=True)
+    validation = (small / "validation.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "train.csv").write_text("".join([*train, validation[1]]))  # a leak
+    (tmp_path / "validation.csv").write_text("".join(validation))
+    changes = {"model__name": small / "model", "train__max_steps": 2, "run__name": "leak"}
+    assert tiny.run(tiny.settings(tmp_path, **changes)) == 0
+    text = (tmp_path / "runs" / "leak" / "best" / "README.md").read_text()
+    assert "- train.csv: 1 rows" in text and str(tmp_path) not in text
+    data_report = (tmp_path / "runs" / "leak" / "data_report.json").read_text()
+    assert f"{tmp_path}/train.csv: 1 rows" in data_report, "control: the finding has the folder"

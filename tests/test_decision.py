@@ -77,9 +77,39 @@ def test_three_classes_have_no_threshold_and_what_cannot_be_fitted_is_plain():
     assert fit(np.array([0, 1, 0, 1]), two + np.nan, 1) == PLAIN
 
 
-def test_every_text_one_logit_still_gives_a_decision():
-    found = fit(np.array([0, 1, 0, 0]), np.tile([2.0, -1.0], (4, 1)), 1)
-    assert np.isfinite([found.temperature, found.threshold]).all()
+@pytest.mark.parametrize("score", ["f1_macro", "f1_positive"])
+def test_on_validation_it_is_never_worse_than_argmax(score):
+    """Cuts call some text positive always; where argmax calls none so, that may be better."""
+    rng, better = np.random.default_rng(5), 0
+    for kind in ("constant", "tied", "flat", "reversed") * 10:
+        labels = (rng.random(60) < 0.2).astype(np.int64)
+        labels[:2] = 0, 1
+        noise = rng.normal(size=60)
+        margin = {
+            "constant": np.full(60, -1.0),
+            "tied": np.where(noise > 0, 0.5, -0.5),
+            "flat": -1 + 0.01 * noise,
+            "reversed": noise - 2.0 * labels,
+        }[kind]
+        logits = np.stack([-margin, margin], axis=1)
+        found = fit(labels, logits, 1, score)
+        assert np.isfinite([found.temperature, found.threshold]).all()
+        average = {"f1_macro": "macro", "f1_positive": "binary"}[score]
+        by_threshold, by_argmax = (
+            f1_score(labels, predicted, average=average, zero_division=0)
+            for predicted in (found.predict(found.probabilities(logits)), logits.argmax(1))
+        )
+        assert by_threshold >= by_argmax - 1e-12, kind
+        better += by_threshold > by_argmax
+    assert better, "control: here and there it is better"
+
+
+def test_validation_without_an_error_says_nothing_of_the_temperature():
+    labels = np.arange(30) % 2
+    logits = np.eye(2)[labels] * RNG.uniform(1, 3, size=(30, 1))
+    assert fit_temperature(labels, logits) == 1.0
+    logits[0] = logits[0, ::-1]
+    assert fit_temperature(labels, logits) != 1.0, "control: one error"
 
 
 SOUND = Inference(["0", "1"], "1", 128, "head_tail", "fp32", 1.5, 0.4)
@@ -102,11 +132,13 @@ def test_what_is_stored_is_read_back(tmp_path):
         {"positive_label": "2"},
         {"positive_label": None},
         {"max_length": 0},
+        {"max_length": 3},
         {"max_length": True},
         {"truncation": "middle"},
         {"precision": "fp8"},
         {"temperature": 0},
         {"temperature": "1"},
+        {"temperature": 1e-320},
         {"threshold": 1.5},
         {"unknown": 1},
     ],
@@ -117,6 +149,14 @@ def test_a_file_that_is_not_whole_is_refused(tmp_path, change):
     with pytest.raises(Refusal) as refusal:
         decision.read(tmp_path)
     assert refusal.value.exit_code == 66
+
+
+def test_a_file_that_the_manifest_lists_is_missed(tmp_path):
+    (tmp_path / "manifest.json").write_text('{"config.json": {}}')
+    assert decision.read(tmp_path) is None
+    (tmp_path / "manifest.json").write_text('{"config.json": {}, "inference.json": {}}')
+    with pytest.raises(Refusal, match=r"inference\.json: is gone"):
+        decision.read(tmp_path)
 
 
 def test_no_json_is_refused(tmp_path):

@@ -118,6 +118,18 @@ def test_other_settings_that_cannot_be_meant(small, capsys, changes, code, messa
     assert message in refused(small, capsys, **changes)[1]
 
 
+def test_a_score_over_slices_of_which_none_has_each_label_is_refused(small, tmp_path, capsys):
+    rows = [r | {"lang": "ab"[int(r["label"])]} for r in tiny.rows(30, seed=9)]
+    changes = {"evaluation__metric": "f1_macro/worst:lang", "data__leaks": "keep"}
+    changes["data__validation"] = tiny.write_csv(tmp_path / "parted.csv", rows)
+    code, line = refused(small, capsys, **changes)
+    assert code == 65 and "has no value of lang with a text of each label" in line
+    rows[0]["lang"], rows[1]["lang"] = "cc"  # control: one value will do
+    rows[0]["label"], rows[1]["label"] = "01"
+    tiny.write_csv(tmp_path / "parted.csv", rows)
+    tiny.make_job(tiny.settings(small, **changes))
+
+
 def test_64_positions_are_enough_for_a_length_of_64(small):
     assert tiny.make_job(tiny.settings(small, data__max_length=64)).template.max_length == 64
 

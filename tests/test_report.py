@@ -225,6 +225,14 @@ def test_a_run_that_has_only_begun_says_what_is_missing(tmp_path):
     assert "<figure>" not in text
 
 
+def test_a_test_set_without_a_label_leaves_validation_its_scores(run, tmp_path, quick):
+    other = copy(run, tmp_path)
+    results = json.loads((run / "results.json").read_text())
+    results["test"] |= dict.fromkeys(("f1_macro", "f1_positive"))
+    (other / "results.json").write_text(json.dumps(results))
+    assert f"{results['validation']['f1_macro']:.3f}" in numbers(report.page(other))
+
+
 def test_an_unfinished_run_shows_its_best(tmp_path):
     text = report.page(make_run(tmp_path, as_lines(*EVENTS), status="preempted"), now=NOW)
     assert "0.732" in text and "best validation macro-F1 so far, at step 10" in words(text)

@@ -1,5 +1,6 @@
 """Final scores: intervals, worst slice, near duplicates left out, and a collapse with its cause."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
@@ -102,6 +103,16 @@ def test_what_was_fitted_is_reported_beside_argmax():
     assert decided["calibration_error"] < plain["calibration_error"]
 
 
+def test_a_split_without_a_label_has_neither_score(tmp_path):
+    split, logits = data()
+    decision = fit(split.labels, logits, 1)
+    split = dataclasses.replace(split, labels=np.zeros_like(split.labels))
+    found = scoring.final_scores(job_of(split), split, logits, decision)
+    assert decision.threshold is not None
+    assert found["f1_macro"] is None and found["decided"]["f1_macro"] is None
+    assert not any("with the threshold" in line for line in scoring.split_lines("test", found))
+
+
 def test_logits_that_are_not_finite_have_no_scores_and_no_crash():
     split, logits = data()
     logits[3] = np.nan
@@ -134,6 +145,11 @@ def test_no_collapse_where_both_are_predicted_or_nearly_all_texts_are_of_one():
     assert only_class(scores(LABELS - 0.5 + 0.1 * RNG.normal(size=N), LABELS)) is None
     rare = (np.arange(N) < 3).astype(np.int64)
     assert only_class(scores(np.full(N, -1.0), rare)) is None
+    few = (np.arange(600) % 50 == 0).astype(np.int64)  # 2 % of the texts, but twelve
+    assert only_class(scores(np.full(600, -1.0), few)) == 0
+    one_found = np.full(600, -1.0)
+    one_found[0] = 1.0
+    assert only_class(scores(one_found, few)) is None
     assert only_class(scores(np.full(N, -1.0), LABELS)) == 0, "control"
 
 
