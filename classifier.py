@@ -3,8 +3,8 @@
 Shapes: N texts, K classes.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -21,7 +21,9 @@ from decision import PLAIN, Decision
 from errors import MISSING, Refusal, printable
 from prepare import pick_precision, set_determinism
 
-MAX_LENGTH = 512  # tokens of a text at most, where no run says so
+MAX_LENGTH = 512  # tokens of a text at most, where neither a run nor the tokenizer says so
+KNOWN_LENGTH = 8192  # what tokenizers say beyond it means that they do not know
+PROBES = ("a", "a a a a a a")
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Classifier:
     decision: Decision
     dtype: torch.dtype  # of matrix products
     batch_tokens: int  # of a pass at most, padding included
+    batch_texts: int = EVAL_TEXTS
 
     @property
     def device(self) -> torch.device:
@@ -47,11 +50,13 @@ class Classifier:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=is_bf16)
 
     @torch.no_grad()
-    def logits(self, texts: Sequence[str]) -> np.ndarray:
+    def logits(
+        self, texts: Sequence[str], progressed: Callable[[int], object] = lambda texts: None
+    ) -> np.ndarray:
         """The logits of non-empty texts in their order, (N, K) float32.
 
-        Which texts are scored together alters them by no more than rounding. Raises Refusal 66 for
-        a tokenizer that fails on a text.
+        Which texts are scored together alters them by no more than rounding. `progressed` is told
+        how many a pass had. Raises Refusal 66 for a tokenizer that fails on a text.
         """
         found = np.empty((len(texts), len(self.labels)), dtype=np.float32)
         if not len(texts):
@@ -65,15 +70,15 @@ class Classifier:
             for batch in batches:
                 made = self.collate([(rows[i], 0, 1.0, False) for i in batch]).to(self.device)
                 outs.append(self.model(**made.inputs).logits.float())
+                progressed(len(batch))
         found[np.concatenate(batches)] = torch.cat(outs).cpu().numpy()  # a GPU is waited for once
         return found
 
     def _cut(self, lengths: np.ndarray) -> list[list[int]]:
         """The texts of each pass."""
+        caps = (self.batch_texts, self.batch_tokens)
         is_packed = self.collate.padding == "free"
-        can_pad = getattr(self.model.config, "pad_token_id", None) is not None
-        size = EVAL_TEXTS if can_pad else 1  # some decoders have no token to pad with
-        return cut(np.arange(len(lengths)), lengths, size, self.batch_tokens, is_packed=is_packed)
+        return cut(np.arange(len(lengths)), lengths, *caps, is_packed=is_packed)
 
 
 def load(
@@ -90,9 +95,9 @@ def load(
     natively. `is_argmax`: without the threshold. Raises Refusal 66 for what is no trained
     classifier and 69 for a GPU that cannot be used.
     """
-    place = pick_device(device, 0)
-    set_determinism(config.replace(config.Config(), run__deterministic=False), place)
     try:
+        place = pick_device(device, 0)
+        set_determinism(config.replace(config.Config(), run__deterministic=False), place)
         source = models.find_source(name)
         if source.is_scratch:
             raise Refusal(MISSING, f"{name}: no trained model")
@@ -104,12 +109,13 @@ def load(
             reason = f"{decision.FILE} and config.json name other labels"
             raise Refusal(MISSING, f"{printable(source.folder, 200)}: {reason}")
         longest, truncation = (
-            (known.max_length, known.truncation) if known else (MAX_LENGTH, "head")
+            (known.max_length, known.truncation) if known else _as_its_tokenizer_says(tokenizer)
         )
         longest = min(longest, models.positions_of(model.config) or longest)
         template = models.template(tokenizer, longest, truncation)
     except Refusal as refusal:  # the user of a trained model has no settings
         message = refusal.message.removeprefix("model.name: ")
+        message = message.replace("run.device=cpu to train on the CPU", "--device cpu")
         raise Refusal(refusal.exit_code, message) from None
     is_packed = encoder.is_known(model, template.pad_id)
     if is_packed:
@@ -118,7 +124,7 @@ def load(
         precision = "fp32"
     precision = pick_precision(config.replace(config.Config(), train__precision=precision), place)
     decided = known.decision if known else PLAIN
-    return Classifier(
+    found = Classifier(
         model=model.to(place).eval(),  # last: what `install` adds is in training mode
         tokenizer=tokenizer,
         collate=Collate(template, "free" if is_packed else "batch", place.type == "cpu"),
@@ -127,3 +133,35 @@ def load(
         dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
         batch_tokens=batch_tokens or EVAL_TOKENS[place.type],
     )
+    return found if is_packed else _probed(found, source)
+
+
+def _as_its_tokenizer_says(tokenizer) -> tuple[int, str]:
+    """How many tokens of a text are kept at most, and which of them."""
+    told = tokenizer.model_max_length
+    side = {"left": "tail"}.get(tokenizer.truncation_side, "head")
+    return (int(told) if told <= KNOWN_LENGTH else MAX_LENGTH), side
+
+
+def _probed(found: Classifier, source: models.Source) -> Classifier:
+    """`found`, of whose architecture nothing is known, with batches as it takes them.
+
+    Some decoders have no token to pad with, or look for another one than their tokenizer's; they
+    get a text at a time. Raises Refusal 66 if the logits of a text, dressed as this program does,
+    are not those of what its own tokenizer makes of it.
+    """
+    exact, model = replace(found, dtype=torch.float32, batch_texts=1), found.model
+    alone = exact.logits(PROBES)
+    scale = 1e-3 * max(1.0, float(np.abs(alone).max()))
+    for text, logits in zip(PROBES, alone, strict=True):
+        own = found.tokenizer(text, return_tensors="pt").to(found.device)
+        with torch.no_grad():
+            if np.abs(model(**own).logits.float().cpu().numpy()[0] - logits).max() > scale:
+                where, reason = printable(source.folder, 200), "reads more than ids and their mask"
+                raise Refusal(MISSING, f"{where}: a model that {reason} cannot be used here")
+    try:
+        together = replace(exact, batch_texts=len(PROBES)).logits(PROBES)
+    except ValueError:  # of transformers, for a model without a token to pad with
+        together = np.full_like(alone, np.nan)
+    agrees = np.abs(together - alone).max() <= scale
+    return found if agrees else replace(found, batch_texts=1)

@@ -270,7 +270,7 @@ def _records(path: Path, name: str) -> Iterator[Sequence]:
     if kind == "jsonl":
         return _of_objects(tables.json_rows(tables.lines_of(path, name), name))
     if kind == "parquet":
-        return _of_batches(tables.parquet_batches(path, name))
+        return _of_batches(tables.parquet_batches(path, name), name)
     raise Refusal(
         BAD_DATA, f"{name}: unknown kind of file; expected .csv, .tsv, .jsonl or .parquet"
     )
@@ -284,11 +284,12 @@ def _of_objects(rows: Iterator[tuple[str, dict]]) -> Iterator[list]:
             yield [record.get(column) for column in columns]
 
 
-def _of_batches(batches: Iterator) -> Iterator[list]:
+def _of_batches(batches: Iterator, name: str) -> Iterator[list]:
     for schema in islice(batches, 1):
         yield list(schema.names)
         for batch in batches:
-            yield from zip(*(tables.cells_of(column) for column in batch.columns), strict=True)
+            columns = [tables.cells_of(batch, i, name) for i in range(batch.num_columns)]
+            yield from zip(*columns, strict=True)
 
 
 def _limit(table: Table, limit: int | None, seed: int) -> Table:

@@ -89,10 +89,15 @@ def open_own(path: Path, mode: str) -> IO:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[IO[str]]:
-    """A text file that takes the place of `path` once all is written, in one step and durably."""
+    """A text file that takes the place of `path` once all is written, in one step and durably.
+
+    It gets the permissions of what was there.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open_own(temporary, "w") as file:
+            with contextlib.suppress(OSError):  # none there, or a file of somebody else
+                os.fchmod(file.fileno(), os.stat(path).st_mode & 0o777)
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -86,25 +86,30 @@ def annotate(
         writer = writers.writer(kind, file, table, columns)
     with contextlib.closing(writer), trained.autocast():  # in which weights are cast once
         for chunk in table.chunks:
-            cells = classify(trained, chunk.texts, counts.total())
+            cells = classify(trained, chunk.texts, (table.name, counts.total()), progressed)
             writer.write(chunk, cells)
             counts.update(label for label, *_ in cells)
-            progressed(len(cells))
     return counts
 
 
-def classify(trained, texts: Sequence[str], done: int) -> list[tuple[object, ...]]:
+def classify(
+    trained,
+    texts: Sequence[str],
+    after: tuple[str, int],
+    progressed: Callable[[int], object],
+) -> list[tuple[object, ...]]:
     """The cells to add to each row: predicted, then each label's probability; None without text.
 
-    `trained`: a Classifier; `done`: rows before these. Raises Refusal 76 if what the model
-    computes is not finite.
+    `trained`: a Classifier; `after`: the table and how many of its rows came before; `progressed`
+    is told of rows as they are done. Raises Refusal 76 if what the model computes is not finite.
     """
     places = [i for i, text in enumerate(texts) if text]
-    logits = trained.logits([texts[i] for i in places])
+    logits = trained.logits([texts[i] for i in places], progressed)
+    progressed(len(texts) - len(places))
     odd = (~(abs(logits) < float("inf")).all(axis=1)).nonzero()[0]
     if len(odd):
-        row = done + places[odd[0]] + 1
-        raise Refusal(NON_FINITE, f"row {row:,}: what the model computes is not finite")
+        row = f"{after[0]}: row {after[1] + places[odd[0]] + 1:,}"
+        raise Refusal(NON_FINITE, f"{row}: what the model computes is not finite")
     probabilities = trained.decision.probabilities(logits)
     predicted = trained.decision.predict(probabilities)
     cells: list[tuple[object, ...]] = [(None,) * (1 + len(trained.labels))] * len(texts)
@@ -167,6 +172,9 @@ def best_of(run: Path) -> Path:
 
 def open_table(args: argparse.Namespace, run: Path | None) -> Table:
     """The texts to classify: those of the command line, of --file, or of standard input."""
+    source = args.file or Path("-")
+    if args.text_column and (args.texts or str(source) == "-" or source.suffix.lower() == ".txt"):
+        raise Refusal(USAGE, "--text-column: a text a line has no columns")
     if args.texts:
         for number, text in enumerate(args.texts, 1):
             if any("\ud800" <= c <= "\udfff" for c in text):
@@ -176,28 +184,42 @@ def open_table(args: argparse.Namespace, run: Path | None) -> Table:
     if column is None and run is not None and os.path.isfile(run / "config.yaml"):
         with contextlib.suppress(Refusal):  # of another version of this program
             column = config.load(run / "config.yaml").data.text_column
-    return tables.read(args.file or Path("-"), column or "text")
+    return tables.read(source, column or "text")
 
 
 @contextlib.contextmanager
 def output(path: Path | None) -> Iterator[IO[str]]:
     """Where to write: a file that is there once it is whole, or standard output; Refusal 73."""
     if path is not None:
-        if os.path.isdir(path):
-            raise Refusal(CANNOT_WRITE, f"{printable(path, 300)}: is a folder")
-        with writing(path), replacing(path) as file:
+        if os.path.exists(path) and not os.path.isfile(path):
+            kind = "a folder" if os.path.isdir(path) else "no regular file"
+            raise Refusal(CANNOT_WRITE, f"{printable(path, 300)}: is {kind}")
+        with writing(path), replacing(Path(os.path.realpath(path))) as file:
             yield file
         return
+    if sys.stdout is None:
+        raise Refusal(CANNOT_WRITE, "standard output is closed")
     try:
         yield sys.stdout
         sys.stdout.flush()
-    except OSError as error:
-        # What is buffered would fail once more when Python ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if isinstance(error, BrokenPipeError):
+    except BaseException as error:
+        try:
+            sys.stdout.flush()
+        except OSError:  # what is buffered would fail once more when Python ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError) or not isinstance(error, OSError):
             raise
         reason = f"standard output: cannot be written: {error.strerror}"
         raise Refusal(CANNOT_WRITE, reason) from None
+
+
+def identity(path: Path | None) -> tuple[int, int] | None:
+    """What tells a file from another that took its place; None for none."""
+    try:
+        found = os.stat(path or "")
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 # --- from the command line ------------------------------------------------------------------------
@@ -225,7 +247,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     args = parser.parse_intermixed_args(argv)
     if args.texts and args.file:
         parser.error("give texts or --file, not both")
-    if not args.texts and not args.file and sys.stdin.isatty():
+    if not args.texts and not args.file and (sys.stdin is None or sys.stdin.isatty()):
         parser.error("give texts, --file, or a text a line on standard input")
     if args.batch_tokens is not None and args.batch_tokens < 1:
         parser.error(f"--batch-tokens: expected at least 1, found {args.batch_tokens}")
@@ -239,13 +261,15 @@ def main(argv: list[str] | None = None, stop: StopRequest | None = None) -> int:
     except SystemExit as end:
         return USAGE if end.code else OK
     if stop is None:
-        stop = StopRequest()
+        stop = StopRequest(at_second="ended at once")
         stop.listen()
+    before = identity(args.out)
     try:
         with stop.at_once():
             predict(args)
     except Stopped:
-        kept = f"; {printable(args.out, 300)} is as it was" if args.out else ""
+        how = "as it was" if identity(args.out) == before else "written"
+        kept = f"; {printable(args.out, 300)} is {how}" if args.out else ""
         print(f"stopped by {stop.name}{kept}", file=sys.stderr)
         return STOPPED
     except BrokenPipeError:  # the reader of standard output has seen enough
@@ -263,5 +287,6 @@ def main(argv: list[str] | None = None, stop: StopRequest | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(encoding="utf-8")
+    if sys.stdout:
+        sys.stdout.reconfigure(encoding="utf-8")
     sys.exit(main())

@@ -33,7 +33,8 @@ class StopRequest:
     A second Ctrl-C ends the process where it is.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, at_second: str = "ended at once; the last checkpoint stands") -> None:
+        self.at_second = at_second
         self.name: str | None = None  # of what asked
         self.is_saving_needed = False  # from the first step to the last
         self._raises = False
@@ -67,7 +68,7 @@ class StopRequest:
 
     def _note(self, number: int, frame: object) -> None:
         if number == signal.SIGINT and self.name == "SIGINT":
-            os.write(2, b"\nended at once; the last checkpoint stands\n")
+            os.write(2, f"\n{self.at_second}\n".encode())
             os._exit(128 + number)
         self.name = signal.Signals(number).name
         self._raise_if(self._raises)

@@ -64,9 +64,9 @@ def kind_of(path: Path) -> str:
 def text_of(cell: object) -> str:
     """A cell as a text, of which the first MAX_TEXT characters are kept; "" for one that is none.
 
-    What is nested or binary is none, as is white space alone.
+    What is nested, binary or not a number (NaN) is none, as is white space alone.
     """
-    if cell is None or isinstance(cell, dict | list | bytes):
+    if cell is None or isinstance(cell, dict | list | bytes) or cell != cell:  # NaN
         return ""
     text = str(cell)
     if len(text) > MAX_TEXT:
@@ -84,6 +84,8 @@ def read(path: Path, text_column: str) -> Table:
     that is not what it should be: at once, or when the chunk with the first faulty row is taken.
     """
     if str(path) == "-":
+        if sys.stdin is None:
+            raise Refusal(USAGE, "standard input is closed")
         return of_texts(_texts(lines(sys.stdin.buffer, "standard input")))
     name, kind = printable(path, 200), kind_of(path)
     if kind == "text":
@@ -91,7 +93,8 @@ def read(path: Path, text_column: str) -> Table:
     if kind == "parquet":
         batches = parquet_batches(path, name)
         head = next(batches)
-        columns, chunks = list(head.names), (_of_batch(batch, text_column) for batch in batches)
+        columns = list(head.names)
+        chunks = (_of_batch(batch, text_column, name) for batch in batches)
     else:
         rows = _json_objects(path, name) if kind == "jsonl" else _csv_records(path, name, kind)
         head, columns = next(rows, (None, None))
@@ -153,22 +156,29 @@ def _of_rows(rows: list[tuple[str, dict]], column: str) -> Chunk:
     return Chunk(texts, [raw for raw, _ in rows], lambda: [record for _, record in rows])
 
 
-def _of_batch(batch, column: str) -> Chunk:
-    texts = [text_of(cell) for cell in batch.column(column).to_pylist()]
-    return Chunk(texts, batch, lambda: _batch_records(batch))
+def _of_batch(batch, column: str, name: str) -> Chunk:
+    texts = [text_of(cell) for cell in cells_of(batch, column, name)]
+    return Chunk(texts, batch, lambda: _batch_records(batch, name))
 
 
-def _batch_records(batch) -> list[dict[str, object]]:
-    columns = [cells_of(column) for column in batch.columns]
-    return [dict(zip(batch.schema.names, row, strict=True)) for row in zip(*columns, strict=True)]
+def _batch_records(batch, name: str) -> list[dict[str, object]]:
+    names = batch.schema.names
+    columns = [cells_of(batch, column, name) for column in names]
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
-def cells_of(column) -> list[object]:
-    """The cells of a column of Parquet."""
+def cells_of(batch, column: str | int, name: str) -> list[object]:
+    """The cells of a column of a RecordBatch of the file `name`; Refusal 65 if Python has none."""
+    cells = batch.column(column)
     try:
-        return column.to_pylist()
-    except (ValueError, OverflowError):  # nanoseconds, which Python's times do not have
-        return column.cast("string").to_pylist()
+        try:
+            return cells.to_pylist()
+        except (ValueError, OverflowError):  # nanoseconds, which Python's times do not have
+            return cells.cast("string").to_pylist()
+    except Exception as error:  # pyarrow's have no common class
+        column = column if isinstance(column, str) else batch.schema.names[column]
+        told = f"column '{printable(column)}' of {printable(cells.type)} cannot be read"
+        raise Refusal(BAD_DATA, f"{name}: {told}: {printable(error)}") from None
 
 
 @contextlib.contextmanager
@@ -202,6 +212,8 @@ def lines(raw: BinaryIO, name: str) -> Iterator[str]:
                 more = f"more than {MAX_FIELD:,} characters"
                 raise Refusal(BAD_DATA, f"{name}: line {number} has {more}")
             yield line
+    except OSError as error:
+        raise Refusal(MISSING, f"{name}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         where = _bad_byte(raw) if raw.seekable() else f"not far after line {number:,}"
         raise Refusal(BAD_DATA, f"{name}: not UTF-8: {where}; save the file as UTF-8") from None
@@ -237,12 +249,12 @@ def csv_rows(stream: Iterable[str], name: str, delimiter: str) -> Iterator[tuple
         for cells in reader:
             raw = "".join(taken)
             taken.clear()
+            if not cells:
+                continue  # a blank line, as the csv module reads it
             if header is None:
                 header = [column.strip() for column in cells]
                 yield raw, header
                 continue
-            if not cells:
-                continue  # a blank line, as the csv module reads it
             row += 1
             if len(cells) != len(header):
                 raise Refusal(
@@ -287,6 +299,13 @@ def parquet_batches(path: Path, name: str) -> Iterator:
         try:
             file = parquet.ParquetFile(raw)
             yield file.schema_arrow
-            yield from file.iter_batches(CHUNK)
+            yield from file.iter_batches(_rows_at_once(file.metadata))
         except Exception as error:  # pyarrow's have no common class
             raise Refusal(BAD_DATA, f"{name}: not Parquet: {printable(error)}") from None
+
+
+def _rows_at_once(metadata) -> int:
+    """Rows of a Parquet file that make a chunk, by the mean size of a row in its largest group."""
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    size = max((g.total_byte_size // max(1, g.num_rows) for g in groups), default=0)
+    return max(1, min(CHUNK, CHUNK_CHARACTERS // max(1, size)))

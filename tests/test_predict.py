@@ -10,19 +10,24 @@ import os
 import re
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import types
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import tiny
 import torch
+from pyarrow import parquet
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
     PreTrainedTokenizerFast,
     XLMRobertaModel,
     pipeline,
@@ -288,6 +293,80 @@ def test_another_architecture_agrees_with_the_pipeline(bert, tmp_path):
     )
 
 
+def a_decoder(folder: Path, bert: Path, **tokens: int | None) -> Path:
+    """A random GPT-2 with the tokenizer of `bert` and such special tokens."""
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        folder.mkdir(exist_ok=True)
+        shutil.copy(bert / name, folder)
+    torch.manual_seed(0)
+    size = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 40, "vocab_size": 27}
+    cfg = GPT2Config(**size, num_labels=3, initializer_range=0.5, **tokens)
+    GPT2ForSequenceClassification(cfg).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "pad, at_once", [(0, 64), (5, 1), (None, 1)], ids=["like the tokenizer's", "another", "none"]
+)
+def test_a_model_that_pads_in_its_own_way_gets_a_text_at_a_time(bert, tmp_path, pad, at_once):
+    """A decoder finds its last token by the id that its config pads with."""
+    folder = a_decoder(tmp_path / "decoder", bert, pad_token_id=pad)
+    ours = classifier.load(str(folder), device="cpu", precision="fp32")
+    assert ours.batch_texts == (classifier.EVAL_TEXTS if at_once > 1 else 1)
+    texts = SENTENCES[3:30]
+    with torch.no_grad():
+        own = [ours.tokenizer(t, return_tensors="pt", truncation=True) for t in texts]
+        expected = np.concatenate([ours.model(**e).logits.numpy() for e in own])
+    assert difference(ours.logits(texts), expected) < 1e-5
+    if pad == 5:
+        together = dataclasses.replace(ours, batch_texts=64).logits(texts)
+        assert difference(together, expected) > 1e-2, "control: it matters"
+
+
+def test_a_model_that_reads_what_it_is_not_given_is_refused(bert, tmp_path, capsys):
+    folder = shutil.copytree(bert, tmp_path / "typed")
+    cfg = json.loads((folder / "tokenizer.json").read_text())
+    for piece in cfg["post_processor"]["single"]:
+        next(iter(piece.values()))["type_id"] = 1  # as XLNet has for its last token
+    (folder / "tokenizer.json").write_text(json.dumps(cfg))
+    assert main(folder, "goose") == 0, "control: it does not hand them on"
+    cfg = json.loads((folder / "tokenizer_config.json").read_text())
+    cfg["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(cfg))
+    capsys.readouterr()
+    assert main(folder, "goose") == 66
+    shown = capsys.readouterr().err
+    assert "reads more than ids and their mask" in shown and shown.count("\n") == 1
+
+
+def test_texts_are_cut_where_and_on_the_side_that_the_tokenizer_says(bert, tmp_path):
+    folder = shutil.copytree(bert, tmp_path / "left")
+    cfg = json.loads((folder / "tokenizer_config.json").read_text())
+    cfg |= {"model_max_length": 8, "truncation_side": "left"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(cfg))
+    ours = classifier.load(str(folder), device="cpu", precision="fp32")
+    assert (ours.collate.template.max_length, ours.collate.template.truncation) == (8, "tail")
+    theirs = pipeline("text-classification", str(folder), top_k=None, device="cpu")
+    expected = shares(theirs, SENTENCES, truncation=True)
+    assert difference(PLAIN.probabilities(ours.logits(SENTENCES)), expected) < 1e-5
+
+
+def test_no_pass_is_larger_than_told_and_each_is_of_like_lengths(best, monkeypatch):
+    ours = classifier.load(str(best()), device="cpu", batch_tokens=30)
+    sizes, model = [], ours.model
+
+    def seen(**inputs):
+        sizes.append(inputs["packing"].lengths)
+        return model(**inputs)
+
+    seen.config = model.config
+    seen.parameters = model.parameters
+    dataclasses.replace(ours, model=seen).logits(SENTENCES)
+    assert all(sum(lengths) <= 30 or len(lengths) == 1 for lengths in sizes)
+    in_order = [n for lengths in sizes for n in lengths]
+    assert in_order == sorted(in_order, reverse=True) and len(sizes) > 5
+
+
 # --- rows are passed on as they stand -------------------------------------------------------------
 
 ADDED = r"{0}(0|1){0}[01]\.\d{{7}}{0}[01]\.\d{{7}}"
@@ -353,9 +432,6 @@ def test_one_kind_becomes_another(best, tmp_path):
 
 
 def test_parquet_keeps_its_types(best, tmp_path):
-    pa = pytest.importorskip("pyarrow")
-    from pyarrow import parquet
-
     fields = {"text": pa.array(["goose", None, "soup"]), "n": pa.array([1, 2, None], pa.int16())}
     fields["when"] = pa.array([1, 2, 3], pa.timestamp("ns"))
     fields["list"] = pa.array([[1], [], None], pa.list_(pa.int8()))
@@ -418,6 +494,125 @@ def test_standard_input_is_a_text_a_line(best, capsys, monkeypatch):
         assert "1 of 3 rows have no text" in shown.err
 
 
+# --- the command line -----------------------------------------------------------------------------
+
+
+def test_what_the_command_line_says_is_passed_on(monkeypatch, tmp_path, capsys):
+    asked = {}
+    stub(monkeypatch, lambda texts: np.tile(np.float32([2, 0]), (len(texts), 1)))
+    load = classifier.load
+    monkeypatch.setattr(classifier, "load", lambda n, **o: asked.update(o, name=n) or load(n, **o))
+    source, out = write(tmp_path / "in.csv", column="words"), tmp_path / "out.csv"
+    options = ["--text-column", "words", "--batch-tokens", 77, "--argmax"]
+    options += ["--device", "cpu", "--precision", "fp32"]
+    assert main("x", "--file", source, "--out", out, *options) == 0
+    assert asked == {
+        "name": "x",
+        "device": "cpu",
+        "precision": "fp32",
+        "batch_tokens": 77,
+        "is_argmax": True,
+    }
+    n = len(SENTENCES)
+    assert capsys.readouterr().err.endswith(f"{n} rows in {out}: 0: {n}, 1: 0\n")
+
+
+def test_each_probability_is_beside_its_label(monkeypatch, capsys):
+    logits = {"a": [2.0, 0.0], "b": [0.0, 3.0]}
+    stub(monkeypatch, lambda texts: np.float32([logits[t] for t in texts]))
+    assert main("x", "a", "b", " ") == 0
+    assert capsys.readouterr().out.splitlines() == ["0  0.8808  a", "1  0.9526  b", "-"]
+
+
+def test_progress_is_told_pass_by_pass_and_comes_to_all_rows(best):
+    ours = classifier.load(str(best()), device="cpu", batch_tokens=60)
+    told: list[int] = []
+    table = tables.of_texts([*SENTENCES, ""])
+    predict.annotate(ours, table, "text", io.StringIO(), told.append)
+    assert sum(told) == len(SENTENCES) + 1 and len(told) > 5
+
+
+@pytest.mark.parametrize("where", ["text", "lines", "standard input"])
+def test_a_column_of_what_has_none_is_refused(monkeypatch, tmp_path, capsys, where):
+    stub(monkeypatch)
+    (tmp_path / "in.txt").write_text("x")
+    given = {"text": ["x"], "lines": ["--file", tmp_path / "in.txt"], "standard input": []}[where]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("x"))
+    assert main("m", *given, "--text-column", "a") == 64
+    assert "a text a line has no columns" in capsys.readouterr().err
+
+
+def test_parquet_is_not_written_to_standard_output(monkeypatch, tmp_path, capsys):
+    stub(monkeypatch)
+    parquet.write_table(pa.table({"text": ["x"]}), tmp_path / "in.parquet")
+    assert main("m", "--file", tmp_path / "in.parquet") == 64
+    assert "give --out" in capsys.readouterr().err
+
+
+def test_out_of_memory_is_one_line(monkeypatch, capsys):
+    def exhausted(texts):
+        raise MemoryError
+
+    stub(monkeypatch, exhausted)
+    assert main("m", "x") == 70
+    assert capsys.readouterr().err == "out of memory; lower --batch-tokens\n"
+
+
+def test_an_output_that_is_there_keeps_its_permissions_and_a_link_its_target(monkeypatch, tmp_path):
+    stub(monkeypatch)
+    target, link = tmp_path / "target.csv", tmp_path / "link.csv"
+    target.write_text("text\nx\n")
+    target.chmod(0o600)
+    link.symlink_to(target)
+    assert main("m", "--file", target, "--out", link) == 0  # which is its own input
+    assert link.is_symlink() and "probability_1" in target.read_text()
+    assert target.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_pipe_is_no_place_for_a_file(monkeypatch, tmp_path, capsys):
+    stub(monkeypatch)
+    os.mkfifo(tmp_path / "out.csv")
+    assert main("m", "x", "--out", tmp_path / "out.csv") == 73
+    assert "is no regular file" in capsys.readouterr().err
+    assert stat.S_ISFIFO((tmp_path / "out.csv").stat().st_mode)
+
+
+@pytest.mark.parametrize("closed", ["stdin", "stdout"])
+def test_a_closed_stream_is_one_line(monkeypatch, tmp_path, capsys, closed):
+    stub(monkeypatch)
+    monkeypatch.setattr(sys, closed, None)
+    given = [] if closed == "stdin" else ["x"]
+    assert main("m", *given) == {"stdin": 64, "stdout": 73}[closed]
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_refusal_where_nothing_can_be_written_is_still_that_refusal(tmp_path):
+    """What is buffered does not fail once more when Python ends."""
+    (tmp_path / "in.csv").write_text("text,n\ngoose,1\n" + "late\n")
+    script = "import predict, sys, tests.test_predict as t; from unittest import mock\n"
+    script = (
+        "import sys, types, contextlib, numpy as np, predict, classifier\n"
+        "from decision import PLAIN\n"
+        "m = types.SimpleNamespace(labels=['0', '1'], decision=PLAIN,"
+        " autocast=contextlib.nullcontext,"
+        " logits=lambda t, p: np.zeros((len(t), 2), np.float32))\n"
+        "classifier.load = lambda *a, **o: m\n"
+        "import tables; tables.CHUNK = 1\n"
+        f"sys.exit(predict.main(['m', '--file', {str(tmp_path / 'in.csv')!r}]))"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            cwd=Path(predict.__file__).parent,
+            env=environment,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == 65 and "row 2" in done.stderr and done.stderr.count("\n") == 1
+
+
 # --- in bounded memory ----------------------------------------------------------------------------
 
 
@@ -444,8 +639,10 @@ def stub(monkeypatch, logits=lambda texts: np.zeros((len(texts), 2), np.float32)
         opened.append("once")
         yield
 
-    def within(texts):
+    def within(texts, progressed):
         assert opened == ["once"], "weights are cast for each chunk"
+        for _ in texts:
+            progressed(1)
         return logits(texts)
 
     model = types.SimpleNamespace(labels=["0", "1"], decision=PLAIN, logits=within)
@@ -471,6 +668,45 @@ def test_a_long_file_is_not_held(monkeypatch, tmp_path):
     stub(monkeypatch)
     assert rows_held(monkeypatch, tmp_path, 100_000, 1000) <= 2002
     assert rows_held(monkeypatch, tmp_path, 5000, 10**9) == 5000, "control: in one chunk it is"
+
+
+def test_long_rows_of_parquet_make_short_chunks(tmp_path):
+    def largest(length: int) -> int:
+        texts = [f"{i} " + "x" * length for i in range(3000)]
+        parquet.write_table(pa.table({"text": texts}), tmp_path / "in.parquet", compression=None)
+        table = tables.read(tmp_path / "in.parquet", "text")
+        sizes = [len(chunk.texts) for chunk in table.chunks]
+        assert sum(sizes) == 3000
+        return max(sizes)
+
+    assert largest(10_000) <= 900 and largest(10) == 3000
+
+
+ODD = {
+    "beyond Python's times": (pa.array([1 << 62], pa.timestamp("us")), 0),
+    "a zone that nobody knows": (pa.array([1], pa.timestamp("ns", "No/Where")), 65),
+    "nanoseconds": (pa.array([1], pa.timestamp("ns")), 0),
+    "NaN": (pa.array([float("nan")]), 0),
+}
+
+
+@pytest.mark.parametrize("what", ODD)
+def test_odd_cells_of_parquet_are_read_or_refused_by_name(monkeypatch, tmp_path, capsys, what):
+    stub(monkeypatch)
+    cells, code = ODD[what]
+    parquet.write_table(pa.table({"text": cells, "n": cells}), tmp_path / "in.parquet")
+    assert main("m", "--file", tmp_path / "in.parquet", "--out", tmp_path / "o.jsonl") == code
+    shown = capsys.readouterr().err
+    if code:
+        assert "in.parquet: column 'text' of timestamp" in shown and shown.count("\n") == 1
+    elif what == "NaN":
+        assert json.loads((tmp_path / "o.jsonl").read_text(), parse_constant=pytest.fail) == {
+            "text": None,
+            "n": None,
+            "predicted": None,
+            "probability_0": None,
+            "probability_1": None,
+        }
 
 
 def test_long_rows_make_short_chunks(monkeypatch, tmp_path):
@@ -632,7 +868,12 @@ def test_a_text_that_is_not_utf8_and_logits_that_are_not_finite_are_refused(monk
     assert "text 2 of the command line is not UTF-8" in capsys.readouterr().err
     stub(monkeypatch, lambda texts: np.array([[0, 1], [np.nan, 1]], np.float32))
     assert main("x", "", "a", "b") == 76
-    assert "row 3: what the model computes is not finite" in capsys.readouterr().err
+    assert "texts: row 3: what the model computes is not finite" in capsys.readouterr().err
+    monkeypatch.setattr(tables, "CHUNK", 1)
+    nan = lambda texts: np.full((len(texts), 2), np.nan if texts == ["b"] else 0, np.float32)  # noqa: E731
+    stub(monkeypatch, nan)
+    assert main("x", "a", "a", "b") == 76
+    assert "texts: row 3: " in capsys.readouterr().err
 
 
 # --- interruptions --------------------------------------------------------------------------------
