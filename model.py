@@ -16,6 +16,7 @@ from typing import NoReturn
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
@@ -367,7 +368,7 @@ def load_model(
             for name, module in model.named_children():
                 if name != model.base_model_prefix:
                     module.apply(redraw(config.initializer_range))
-        _try(model, tokenizer)
+        _try(model, tokenizer, is_padded=not is_trained)
         return model.train()
     except Refusal:
         raise
@@ -397,16 +398,26 @@ def _bounded(source: Source) -> Iterator[None]:
         hook.remove()
 
 
-def _try(model: nn.Module, tokenizer) -> None:
-    """Any exception if the model cannot take what the tokenizer makes of texts."""
+def _try(model: nn.Module, tokenizer, *, is_padded: bool) -> None:
+    """Any exception if the model cannot take what the tokenizer makes of texts.
+
+    `is_padded`: nor if padding alters what it computes, as with decoders of another padding token.
+    """
     ids, table = tokenizer("a")["input_ids"], model.get_input_embeddings()
     last = max(*ids, *tokenizer.get_vocab().values())
     if isinstance(table, nn.Embedding) and last >= table.num_embeddings:
         raise ValueError(f"the tokenizer has ids up to {last}, the weights {len(table.weight)}")
     inputs = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids))}
     with torch.no_grad():
-        if not model.eval()(**inputs).logits.isfinite().all():
+        logits = model.eval()(**inputs).logits
+        if not logits.isfinite().all():
             raise ValueError("what it computes is not finite")
+        if is_padded:
+            pad_id = tokenizer.pad_token_id or 0
+            padded = {"input_ids": F.pad(inputs["input_ids"], (0, 3), value=pad_id)}
+            padded["attention_mask"] = F.pad(inputs["attention_mask"], (0, 3))
+            if (model(**padded).logits - logits).abs().max() > 1e-3 * max(1, logits.abs().max()):
+                raise ValueError("padding alters what it computes: does it pad with another token?")
 
 
 def _refuse_partial(source: Source, base: str, loading: dict, *, is_trained: bool) -> None:

@@ -308,7 +308,9 @@ def a_decoder(folder: Path, bert: Path, **tokens: int | None) -> Path:
 @pytest.mark.parametrize(
     "pad, at_once", [(0, 64), (5, 1), (None, 1)], ids=["like the tokenizer's", "another", "none"]
 )
-def test_a_model_that_pads_in_its_own_way_gets_a_text_at_a_time(bert, tmp_path, pad, at_once):
+def test_a_model_that_pads_in_its_own_way_gets_a_text_at_a_time(
+    bert, small, tmp_path, capsys, pad, at_once
+):
     """A decoder finds its last token by the id that its config pads with."""
     folder = a_decoder(tmp_path / "decoder", bert, pad_token_id=pad)
     ours = classifier.load(str(folder), device="cpu", precision="fp32")
@@ -318,6 +320,9 @@ def test_a_model_that_pads_in_its_own_way_gets_a_text_at_a_time(bert, tmp_path, 
         own = [ours.tokenizer(t, return_tensors="pt", truncation=True) for t in texts]
         expected = np.concatenate([ours.model(**e).logits.numpy() for e in own])
     assert difference(ours.logits(texts), expected) < 1e-5
+    if at_once == 1:  # whoever trains it would have it learn nonsense
+        assert tiny.run(tiny.settings(small, model__name=folder, data__max_length=32)) == 66
+        assert "padding alters what it computes" in capsys.readouterr().err
     if pad == 5:
         together = dataclasses.replace(ours, batch_texts=64).logits(texts)
         assert difference(together, expected) > 1e-2, "control: it matters"
