@@ -179,7 +179,7 @@ def open_table(args: argparse.Namespace, run: Path | None) -> Table:
         for number, text in enumerate(args.texts, 1):
             if any("\ud800" <= c <= "\udfff" for c in text):
                 raise Refusal(BAD_DATA, f"text {number} of the command line is not UTF-8")
-        return tables.of_texts(map(tables.text_of, args.texts))
+        return tables.of_texts(args.texts)
     column = args.text_column
     if column is None and run is not None and os.path.isfile(run / "config.yaml"):
         with contextlib.suppress(Refusal):  # of another version of this program
