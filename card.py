@@ -1,6 +1,7 @@
 """The model card of a finished run: what the model is, how good it is, how to use it."""
 
 import html
+import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -128,7 +129,7 @@ def _scores(job: Job, final: Mapping[str, object]) -> Iterator[str]:
             threshold = decided["threshold"]
             words = f"{name}, " + ("" if threshold is None else f"threshold {threshold:.3f}, ")
             words += f"temperature {decided['temperature']:.2f}"
-            rows.append([words, *_cells(decided), "", figure(decided, "calibration_error")])
+            rows.append([words, *_cells(decided), *_plain(decided)])
         rows += [[f"{name}, {n}", *_cells(s), *_plain(s)] for n, s in scores["baselines"].items()]
     yield "In brackets: 95 % bootstrap intervals. Threshold and temperature: fitted on validation."
     yield _table(head, rows)
@@ -169,11 +170,19 @@ def _plain(scores: Mapping[str, object]) -> list[str]:
 def _settings(job: Job, final: Mapping[str, object]) -> str:
     """The settings that alter the result, and how the run ended."""
     rows = [
-        [f"`{name}`", safe(str(value))] for name, value in sorted(config.altering(job.cfg).items())
+        [f"`{name}`", safe(_as_set(value))]
+        for name, value in sorted(config.altering(job.cfg).items())
     ]
     told = f"{final['steps']:,} steps, the best after {final['best_step']:,} "
     told += f"by {safe(final['metric'])}; ended because: {safe(final['reason'])}."
     return f"{told}\n\n{_table(['setting', 'value'], rows)}"
+
+
+def _as_set(value: object) -> str:
+    """A setting as it is written in config.yaml."""
+    if isinstance(value, str | Path):
+        return str(value)
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:

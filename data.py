@@ -24,7 +24,8 @@ MAX_LABELS = 1000  # more, or longer ones, are a column of texts or numbers, not
 MAX_WORD = 200  # characters of a label or a slice's value
 POSITIVE_WORDS = ("1", "true", "yes")
 SLICE_WORDS = ("lang", "language")  # what data.slice_columns=auto looks for
-SHOWN = 10  # rows listed of each finding
+SHOWN = 10  # rows listed of each finding in a message
+KEPT = 1000  # in data_report.json
 # As far as they are ASCII: Chinese may follow without a blank.
 HANDLE = re.compile(r"(?<![\w@])@[a-z0-9_]+")
 LINK = re.compile(r"(?:https?://|\bwww\.)[!-~]+")
@@ -71,7 +72,7 @@ class Finding:
     split: str
     message: str  # one line
     count: int
-    rows: list[int]  # SHOWN of them, 1 is the first below the header
+    rows: list[int]  # KEPT of them, 1 is the first below the header
     details: dict[str, object] = field(default_factory=dict)  # numbers of this kind, for JSON
 
 
@@ -215,7 +216,7 @@ def _read(name: str, cfg: DataConfig, findings: list[Finding], split: str = "tra
         if cfg.bad_rows == "stop":
             raise Refusal(BAD_DATA, f"{message}; mend them or set data.bad_rows=skip")
         message += "; skipped"
-        findings.append(Finding("bad_rows", split, message, len(bad), list(bad)[:SHOWN]))
+        findings.append(Finding("bad_rows", split, message, len(bad), list(bad)[:KEPT]))
     if not table.rows:
         raise Refusal(BAD_DATA, f"{table.name}: no usable row below the header")
     return table
@@ -399,8 +400,8 @@ def _without_leaks(train: Table, others: list[Table], mode: str) -> tuple[Table,
             BAD_DATA, f"{message}; over {MAX_LEAK_SHARE:.0%} is a mix-up of files, not an accident"
         )
     message += "; kept, so the scores flatter" if mode == "keep" else "; left out of training"
-    details = {"share": share, "other_label": len(odd), "other_label_rows": odd[:SHOWN]}
-    finding = Finding("leaks", "train", message, len(leaked), rows[:SHOWN], details)
+    details = {"share": share, "other_label": len(odd), "other_label_rows": odd[:KEPT]}
+    finding = Finding("leaks", "train", message, len(leaked), rows[:KEPT], details)
     if mode == "keep":
         return train, finding
     return train.keep([i for i, found in enumerate(labels) if not found]), finding

@@ -19,7 +19,7 @@ from metrics import softmax
 
 FILE = "inference.json"
 SHORTEST = 4  # tokens that data.max_length is at least
-TEMPERATURES = (0.05, 20.0)  # beyond them a few sure errors, or none at all, decide
+TEMPERATURES = (0.01, 100.0)  # beyond them a few sure errors decide
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ def fit_temperature(labels: np.ndarray, logits: np.ndarray) -> float:
     """What logits (N, K) are to be divided by for the least cross-entropy with labels (N,).
 
     Temperature scaling: Guo et al. 2017 (arXiv:1706.04599). Sought over the inverse, in which the
-    loss is convex, within TEMPERATURES. Where ever sharper would be better (no error on these
-    texts, say), 1: that tells nothing about how sure to be of others.
+    loss is convex, within TEMPERATURES. Where no prediction is wrong, 1: ever sharper would be
+    better for these texts, which tells nothing about how sure to be of others.
     """
     from scipy.optimize import minimize_scalar  # scikit-learn's; whoever only reads needs it not
 
@@ -83,8 +83,9 @@ def fit_temperature(labels: np.ndarray, logits: np.ndarray) -> float:
         return float((top + np.log(np.exp(scaled - top[:, None]).sum(axis=1))).mean())
 
     low, high = (1 / t for t in reversed(TEMPERATURES))
-    best = minimize_scalar(loss, bounds=(low, high), method="bounded").x
-    return 1.0 if best > 0.99 * high else 1 / best
+    if (logits.argmax(axis=1) == labels).all():
+        return 1.0
+    return 1 / minimize_scalar(loss, bounds=(low, high), method="bounded").x
 
 
 def fit_threshold(is_positive: np.ndarray, scores: np.ndarray, score: str = "f1_macro") -> float:

@@ -220,7 +220,7 @@ def _decided(results: Mapping[str, object]) -> Html:
         if number(decided.get("threshold")) is not None:
             words = f"threshold {decided['threshold']:.3f} at {words}"
         for label, found in (("argmax", scores), (words, decided)):
-            cells = [with_interval(found.get(s), _stored(found, s)) for s in F1_SCORES]
+            cells = [with_interval(found.get(s), stored_interval(found, s)) for s in F1_SCORES]
             rows.append([f"{name}, {label}", *cells, figure(found.get("calibration_error"), ".3f")])
     if not rows:
         return join([])
@@ -228,7 +228,7 @@ def _decided(results: Mapping[str, object]) -> Html:
     return table(head, rows, caption="As predict.py decides, beside argmax")
 
 
-def _stored(scores: Mapping[str, object], name: str) -> tuple[float, float] | None:
+def stored_interval(scores: Mapping[str, object], name: str) -> tuple[float, float] | None:
     """The interval of a score that results.json has."""
     within = part(scores, "intervals").get(name)
     ends = [number(end) for end in within] if isinstance(within, list) else []

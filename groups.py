@@ -6,10 +6,10 @@ import numpy as np
 
 import diagnostics
 import plots
-from findings import Splits, interval, known, reasons, with_interval
+from findings import Splits, interval, known, reasons, stored_interval, with_interval
 from markup import Html, absent, figures, join, note, plate, quoted, span_bar, table, tag
 from predictions import Predictions
-from runlog import number
+from runlog import number, part
 from view import figure
 
 MAX_ERRORS = 20
@@ -46,7 +46,10 @@ def _slice_table(
     rows = []
     for value, s in shown:
         within = [
-            _interval(p, column, value, name, positive) for name in ("f1_macro", "f1_positive")
+            stored_interval(s, name)
+            if part(s, "intervals")
+            else _interval(p, column, value, name, positive)
+            for name in ("f1_macro", "f1_positive")
         ]
         row = [value, figure(s.get("examples"), ",.0f")]
         row += [with_interval(s.get("f1_macro"), within[0]), _bar(s, within[0])]

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Start a training: one process by itself, or torchrun with one process for each GPU.
 
-usage: launch.py [config.yaml] [--check] [--strict] [section.key=value ...]
+usage: run_xlm_roberta_v2.sh [config.yaml] [--check] [--strict] [section.key=value ...]
 
 From the environment: NPROC (processes on this machine; default: one for each visible GPU),
 MAX_RESTARTS (of all processes after one was lost; default 3), and for several machines NNODES,

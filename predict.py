@@ -21,7 +21,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
-from tqdm import tqdm
+try:
+    from tqdm import tqdm
+except ModuleNotFoundError:
+    sys.exit(f"{sys.executable} lacks the packages of this program; use its .venv/bin/python")
 
 import config
 import tables

@@ -246,11 +246,12 @@ def _check_known_labels(cfg: Config, corpus: Corpus) -> None:
             f"({', '.join(map(printable, corpus.train.slices)) or 'none'})",
         )
     if isinstance(wanted, dict) and set(wanted) != set(corpus.label_names):
-        odd = sorted(set(wanted) ^ set(corpus.label_names))[0]
+        odd = sorted(set(wanted) - set(corpus.label_names))
+        told = f"'{printable(odd[0])}' is none of them" if odd else "one has none"
         raise Refusal(
             BAD_CONFIG,
             f"train.class_weights: needs one weight for each of {', '.join(corpus.label_names)}; "
-            f"look at '{printable(odd)}'",
+            f"{told}",
         )
 
 

@@ -14,7 +14,7 @@ from itertools import chain
 import numpy as np
 
 import duplicates
-from data import SHOWN, Finding, Split, Splits, listed
+from data import KEPT, SHOWN, Finding, Split, Splits, listed
 from errors import printable
 from shortcuts import giveaways, surface
 
@@ -75,7 +75,7 @@ def check(splits: Splits, *, seed: int) -> Checked:
     for name, split in named.items():
         found += [hollow_texts(name, split), accidents(name, split)]
     for part in evaluated:
-        found += [few_labels(part.name, part.split, names), few_in_slices(part.name, part.split)]
+        found += [few_labels(part.name, part.split, names), few_in_slices(part, splits.train)]
     report: dict[str, dict[str, object]] = {
         name: {"near_training": int(near.sum())} for name, near in is_near.items()
     }
@@ -99,9 +99,9 @@ def _finding(
     """A finding of some rows, or None of none; `told`: how the first of them are written."""
     if not len(rows):
         return None
-    shown = [int(row) for row in rows[:SHOWN]]
-    message = f"{name}: {len(rows):,} {what}: rows {listed(told or shown, len(rows))}"
-    return Finding(kind, name, message, len(rows), shown, details)
+    kept = [int(row) for row in rows[:KEPT]]
+    message = f"{name}: {len(rows):,} {what}: rows {listed(told or kept, len(rows))}"
+    return Finding(kind, name, message, len(rows), kept, details)
 
 
 # --- duplicates -----------------------------------------------------------------------------------
@@ -124,7 +124,7 @@ def _pairs(kind: str, what: str, part: Part, other: Part, mates: np.ndarray) -> 
     sign = "~" if kind == "near" else "="
     rows, others = part.split.rows[places], other.split.rows[mates[places]]
     told = [f"{a} {sign} {b}" for a, b in zip(rows[:SHOWN], others[:SHOWN], strict=True)]
-    details = {"other_split": other.name, "other_rows": others[:SHOWN].tolist()}
+    details = {"other_split": other.name, "other_rows": others[:KEPT].tolist()}
     odd = int((part.split.labels[places] != other.split.labels[mates[places]]).sum())
     if odd and kind == "near":
         what += f", {odd:,} of them with another label"
@@ -221,11 +221,12 @@ def few_labels(name: str, split: Split, label_names: list[str]) -> Finding | Non
     told = listed([f"'{printable(label, 30)}' has {n}" for label, n in few.items()])
     message = f"{name}: {len(few):,} labels have fewer than {MIN_EXAMPLES} texts: {told}"
     rows = split.rows[np.isin(split.labels, np.flatnonzero(counts < MIN_EXAMPLES))]
-    return Finding("few_labels", name, message, len(rows), rows[:SHOWN].tolist(), {"labels": few})
+    return Finding("few_labels", name, message, len(rows), rows[:KEPT].tolist(), {"labels": few})
 
 
-def few_in_slices(name: str, split: Split) -> Finding | None:
-    """Slices of an evaluated split that are small, or lack a label that the split has."""
+def few_in_slices(part: Part, train: Split) -> Finding | None:
+    """Slices of an evaluated split that are small or none, or lack a label that the split has."""
+    name, split = part.name, part.split
     present = len(np.unique(split.labels))
     told, is_found = [], np.zeros(len(split.rows), dtype=bool)
     for column, (codes, values) in split.slices.items():
@@ -237,12 +238,18 @@ def few_in_slices(name: str, split: Split) -> Finding | None:
             is_found |= is_here
             lacks = f", {labels} of {present} labels" if labels < present else ""
             told.append(f"{printable(column, 30)} '{printable(value, 30)}' ({n:,} texts{lacks})")
+        known, here = train.slices.get(column, (codes, []))[1], set(values)
+        told += [
+            f"{printable(column, 30)} '{printable(value, 30)}' (none, but in training)"
+            for value in known
+            if value not in here
+        ]
     if not told:
         return None
     message = f"{name}: {len(told):,} slices are too small to score: {listed(told)}"
     rows = split.rows[is_found]
     details = {"slices": len(told)}
-    return Finding("few_in_slices", name, message, len(rows), rows[:SHOWN].tolist(), details)
+    return Finding("few_in_slices", name, message, len(rows), rows[:KEPT].tolist(), details)
 
 
 # --- what tokens tell -----------------------------------------------------------------------------

@@ -150,10 +150,11 @@ def decided(
     if not np.isfinite(logits).all():
         return found
     probability = decision.probabilities(logits)
+    predicted = decision.predict(probability)
     found["calibration_error"] = metrics.calibration_error(probability, split.labels)
+    found["accuracy"] = float((predicted == split.labels).mean())
     if decision.threshold is None:
         return found
-    predicted = decision.predict(probability)
     has_all = len(np.unique(split.labels)) == logits.shape[1]
     for name in WITH_INTERVALS:
         scorer = bootstrap.scorer(name, decision.positive)

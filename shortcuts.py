@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from data import SHOWN, Finding, Split, listed, normalised
+from data import KEPT, Finding, Split, listed, normalised
 from errors import printable
 
 SAMPLE = 20_000  # texts looked at of a split at most, drawn by the seed
@@ -139,11 +139,9 @@ def giveaways(train: Split, label_names: list[str], *, seed: int) -> Finding | N
     given = {word for word, _ in found}
     rows = train.rows[[i for i, text in enumerate(train.texts) if given & _words(text)]]
     message = f"train: {len(found):,} words nearly give a label away: {listed(told)}: "
-    shown = rows[:SHOWN].tolist()
+    shown = rows[:KEPT].tolist()
     message += f"rows {listed(shown, len(rows))}"
-    return Finding(
-        "giveaways", "train", message, len(rows), shown, {"words": sorted(given)[:SHOWN]}
-    )
+    return Finding("giveaways", "train", message, len(rows), shown, {"words": sorted(given)[:KEPT]})
 
 
 def _words(text: str) -> set[str]:

@@ -37,6 +37,10 @@ def test_its_scores_are_those_of_the_results_with_their_intervals(run):
         low, high = final[split]["intervals"]["f1_macro"]
         cell = f"{final[split]['f1_macro']:.3f} [{low:.3f}, {high:.3f}]"
         assert re.search(rf"\| \*\*{split}\*\* \| {re.escape(cell)} \|", text)
+        decided = final[split]["decided"]
+        last = f"{decided['accuracy']:.3f} | {decided['calibration_error']:.3f} |"
+        assert re.search(rf"\| {split}, .*temperature .* \| {re.escape(last)}", text)
+    assert "| `run.deterministic` | true |" in text
     for value, scores in final["test"]["slices"]["lang"].items():
         low, high = scores["intervals"]["f1_macro"]
         cells = (

@@ -159,7 +159,7 @@ def test_many_rows_are_counted_and_ten_are_listed():
     for i in range(12):
         put(str if i < 5 else str.upper, at=("train", 100 + i), label=0)(made)
     [found] = check(made).findings
-    assert found.count == 12 and found.rows == list(range(100, 110))
+    assert found.count == 12 and found.rows == list(range(100, 112))
     assert found.details["exact"] == 5 and found.message.endswith("109 = 3, ...")
 
 
@@ -279,6 +279,11 @@ def test_labels_with_few_texts_and_slices_that_lack_one_are_named():
     assert labels.message.endswith("1 labels have fewer than 10 texts: '1' has 9")
     assert slices.count == 61 and slices.split == "test" and slices.details == {"slices": 2}
     assert "lang 'b' (59 texts, 1 of 2 labels), lang 'c' (2 texts" in slices.message
+    made["train"][0]["lang"] = "d"
+    (_, unseen, _) = check(made).findings
+    assert unseen.message.endswith("too small to score: lang 'd' (none, but in training)")
+    assert (unseen.split, unseen.count, unseen.details) == ("validation", 0, {"slices": 1})
+    made["train"][0]["lang"] = "a"
     made["validation"][9]["label"] = "1"
     assert told(check(made).findings) == told([slices]), "ten are enough"
 

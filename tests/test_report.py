@@ -196,6 +196,16 @@ def test_a_slice_and_its_worst_are_marked(run, page):
     assert words(rows[0]).split()[:2] == min(scored, key=scored.get).split()
 
 
+def test_intervals_of_slices_are_those_of_the_results(run, tmp_path, quick):
+    other = copy(run, tmp_path)
+    results = json.loads((run / "results.json").read_text())
+    slices = results["test"]["slices"]["word lang"]
+    assert "0.11–0.99" not in section(report.page(other), "slices")
+    next(iter(slices.values()))["intervals"] = {"f1_macro": [0.11, 0.99], "f1_positive": None}
+    (other / "results.json").write_text(json.dumps(results))
+    assert "0.11–0.99" in section(report.page(other), "slices")
+
+
 @pytest.mark.parametrize("classes", [3, 12])
 def test_of_more_than_two_classes(tmp_path, classes):
     text = report.page(finished.make(tmp_path, classes=classes))
