@@ -15,7 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -66,9 +66,9 @@ class Idea:
     def after(self, model, step: int, total_steps: int) -> None:
         """After the update of a step."""
 
-    def scored(self, model) -> contextlib.AbstractContextManager:
-        """Within, `model` has the weights that are to be scored."""
-        return contextlib.nullcontext()
+    def others(self, model) -> dict[str, contextlib.AbstractContextManager]:
+        """Within each, `model` has other weights that are to be scored, too; by name."""
+        return {}
 
 
 # --- one trial ------------------------------------------------------------------------------------
@@ -109,7 +109,7 @@ def of_ours(
     idea.begin(job)
     optimizer = make_optimizer(job.model, cfg.optimizer)
     model, splits = job.model.train(), job.corpus.evaluated()
-    sampler, kept = job.sampler(0), {name: [] for name in splits}
+    sampler, kept = job.sampler(0), {}
     began = clock()
     for step, micro_batches, _ in train.batches_by_step(job, sampler, world.device):
         lr = set_lr(optimizer, step, job.steps, cfg.schedule.min_lr_ratio)
@@ -120,9 +120,11 @@ def of_ours(
         update(optimizer, cfg.train.max_grad_norm)
         idea.after(model, step + 1, job.steps.total_steps)
         if train.due(step + 1, "epoch", job):
-            with idea.scored(model):
-                for name, split in splits.items():
-                    kept[name].append(train.evaluate(job, split, world))
+            for other, weights in ({"": contextlib.nullcontext()} | idea.others(model)).items():
+                with weights:
+                    for name, split in splits.items():
+                        logits = train.evaluate(job, split, world)
+                        kept.setdefault(f"{name}{other}", []).append(logits)
     labels = {f"{name}_labels": split.labels for name, split in splits.items()}
     spent = {"cpu_s": clock() - began}
     return {name: np.stack(logits) for name, logits in kept.items()} | labels | spent
@@ -271,12 +273,13 @@ def scores_of(labels: np.ndarray, logits: np.ndarray, decision) -> dict[str, obj
     return kept
 
 
-def summarise(found: Mapping[str, np.ndarray]) -> list[dict[str, object]]:
+def summarise(found: Mapping[str, np.ndarray], other: str = "") -> list[dict[str, object]]:
     """The scores of both splits after each epoch; thresholds are fitted on validation."""
     from decision import fit
 
     epochs = []
-    for validation, test in zip(found["validation"], found["test"], strict=True):
+    splits = (found[f"{name}{other}"] for name in ("validation", "test"))
+    for validation, test in zip(*splits, strict=True):
         decision = fit(found["validation_labels"], validation, 1)
         scores = {
             "validation": scores_of(found["validation_labels"], validation, decision),
@@ -295,11 +298,13 @@ def run(trials: Sequence[Trial], out: Path, model: str, epochs: float, jobs: int
     context = multiprocessing.get_context("fork")  # imports once; there is no thread yet
     with context.Pool(jobs, maxtasksperchild=1) as pool:
         asked = [(t, out, model, epochs) for t in missing]
-        for line in pool.imap_unordered(_run, asked):
+        for lines in pool.imap_unordered(_run, asked):
             with open(out / SCORES, "a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-            macro = [round(e["validation"]["f1_macro"], 3) for e in line["epochs"]]
-            print(f"{line['key']}: {line['cpu_s']:.0f} s, validation macro-F1 {macro}", flush=True)
+                file.writelines(json.dumps(line) + "\n" for line in lines)
+            for line in lines:
+                macro = [round(e["validation"]["f1_macro"], 3) for e in line["epochs"]]
+                told = f"{line['cpu_s']:.0f} s, validation macro-F1 {macro}"
+                print(f"{line['key']}: {told}", flush=True)
 
 
 def _import_all() -> None:
@@ -313,7 +318,8 @@ def _import_all() -> None:
     torch.set_num_threads(1)
 
 
-def _run(asked: tuple) -> dict[str, object]:
+def _run(asked: tuple) -> list[dict[str, object]]:
+    """A line for the trial, and one for each of its other weights."""
     trial, out, model, epochs = asked
     one = of_ours if trial.by == "ours" else of_trainer
     with (
@@ -327,7 +333,13 @@ def _run(asked: tuple) -> dict[str, object]:
     np.savez(path, **found)
     precision = trial.settings.get("train.precision")
     spent = {"cpu_s": float(found["cpu_s"]), "precision": precision}
-    return {"key": trial.key, **spent, "epochs": summarise(found)}
+    others = [name.removeprefix("test") for name in found if name.startswith("test")]
+    return [
+        {"key": replace(trial, name=trial.name + other).key, **spent}
+        | {"epochs": summarise(found, other)}
+        for other in others
+        if other != "_labels"
+    ]
 
 
 def outcomes(out: Path) -> dict[str, dict[str, object]]:

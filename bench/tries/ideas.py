@@ -68,27 +68,32 @@ class AdversarialNoise(Idea):
 
 
 class Averaging(Idea):
-    """What is scored is a running mean of the weights, with the horizon of half an epoch or so."""
+    """Running means of the weights are scored beside the weights, which train on as they do.
 
-    decay = 0.98
+    Of horizons of some steps (Tarvainen and Valpola 2017, arXiv:1703.01780), and of all steps since
+    the first third (Izmailov et al. 2018, arXiv:1803.05407).
+    """
+
+    horizons = (20, 50, 100)  # steps
 
     def begin(self, job) -> None:
-        self.mean = [p.detach().clone() for p in job.model.parameters()]
+        names = [f"-mean-of-{n}" for n in self.horizons] + ["-mean-of-most"]
+        self.means = {name: [p.detach().clone() for p in job.model.parameters()] for name in names}
 
     def after(self, model, step: int, total_steps: int) -> None:
+        since = max(0, step - total_steps // 3)
+        shares = [1 / min(n, step) for n in self.horizons] + [1 / max(1, since)]
         with torch.no_grad():
-            for mean, p in zip(self.mean, model.parameters(), strict=True):
-                mean.lerp_(p, 1 - min(self.decay, step / (step + 9)))
+            for share, mean in zip(shares, self.means.values(), strict=True):
+                torch._foreach_lerp_(mean, list(model.parameters()), share)
+
+    def others(self, model) -> dict[str, contextlib.AbstractContextManager]:
+        return {name: self._put(model, mean) for name, mean in self.means.items()}
 
     @contextlib.contextmanager
-    def scored(self, model) -> Iterator[None]:
+    def _put(self, model, values: list[Tensor]) -> Iterator[None]:
         kept = [p.detach().clone() for p in model.parameters()]
-        self._put(model, self.mean)
-        yield
-        self._put(model, kept)
-
-    @staticmethod
-    def _put(model, values: list[Tensor]) -> None:
         with torch.no_grad():
-            for p, value in zip(model.parameters(), values, strict=True):
-                p.copy_(value)
+            torch._foreach_copy_(list(model.parameters()), values)
+            yield
+            torch._foreach_copy_(list(model.parameters()), kept)

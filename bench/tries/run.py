@@ -2,7 +2,8 @@
 """What might raise scores, each beside the same training without it.
 
 usage: run.py --model FOLDER --data FOLDER [FOLDER ...] --out FOLDER [--lang en] [--jobs N]
-              [--seeds 42 43 ...] [--epochs E] [--lr LR] [--only NAME ...] [--table]
+              [--seeds 42 43 ...] [--epochs E] [--lr LR] [--precision bf16|fp32]
+              [--only NAME ...] [--table]
 
 Paired over seeds, on each set; the best epoch is chosen by F1 macro on validation. What FOLDER of
 --out has is not run again.
@@ -11,6 +12,7 @@ Paired over seeds, on each set; the best epoch is chosen by F1 macro on validati
 import argparse
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -19,16 +21,15 @@ import trials
 from claims import by_f1, difference, mean_of, on_test
 from trials import SEEDS, Trial
 
-BASE = {"train.class_weights": "balanced", "train.precision": "bf16"}
+BASE = {"train.class_weights": "balanced"}
 BASELINE = "as it is"
 TRIES = {
-    BASELINE: {},
+    BASELINE: {"idea": "Averaging"},  # which changes nothing, but scores means beside it
     "layer decay 0.9": {"optimizer.layer_decay": 0.9},
     "layer decay 0.75": {"optimizer.layer_decay": 0.75},
     "a new top layer": {"idea": "NewTopLayer"},
     "R-Drop": {"idea": "RDrop"},
     "adversarial noise on the embeddings": {"idea": "AdversarialNoise"},
-    "mean of the weights": {"idea": "Averaging"},
     "label smoothing 0.1": {"train.label_smoothing": 0.1},
     "twice the rate": {"rate": 2.0},
     "twice the epochs": {"epochs": 2.0},
@@ -45,10 +46,22 @@ def trial(args: argparse.Namespace, name: str, data: str, seed: int) -> Trial:
 
     change = dict(TRIES[name])
     idea, longer = change.pop("idea", None), change.pop("epochs", 1.0)
-    settings = BASE | {"optimizer.lr": args.lr * change.pop("rate", 1.0)} | change
+    rate = {"optimizer.lr": args.lr * change.pop("rate", 1.0)}
+    settings = BASE | {"train.precision": args.precision} | rate | change
     idea = getattr(ideas, idea) if idea else None
-    label = name.replace(" ", "-").replace(":", "")
-    return Trial(data, f"try-{label}", seed, settings, idea, epochs=args.epochs * longer)
+    label = f"try-{name}-lr{args.lr:g}-epochs{args.epochs:g}".replace(" ", "-").replace(":", "")
+    return Trial(data, label, seed, settings, idea, epochs=args.epochs * longer)
+
+
+MEANS = {
+    f"mean of the weights, {what}": f"-mean-of-{n}"
+    for what, n in (
+        ("20 steps", 20),
+        ("50 steps", 50),
+        ("100 steps", 100),
+        ("from a third on", "most"),
+    )
+}
 
 
 def table(args: argparse.Namespace, data: str) -> None:
@@ -60,11 +73,16 @@ def table(args: argparse.Namespace, data: str) -> None:
         return [done[k] for k in keys] if all(k in done for k in keys) else []
 
     base = rows(BASELINE)
+    found = {name: rows(name) for name in args.only or TRIES}
+    for name, other in MEANS.items():
+        keys = [trial(args, BASELINE, data, s) for s in args.seeds]
+        keys = [replace(t, name=t.name + other).key for t in keys]
+        found[name] = [done[k] for k in keys] if all(k in done for k in keys) else []
     print(f"\n{data}: rate {args.lr:g}, {args.epochs:g} epochs, {len(args.seeds)} seeds\n")
     print("| | validation macro-F1 | difference | test macro-F1 | difference | F1 positive |")
     print("|---|---|---|---|---|---|")
-    for name in args.only or TRIES:
-        if not (some := rows(name)) or not base:
+    for name, some in found.items():
+        if not some or not base:
             continue
         cells = []
         for split, score in (("validation", "f1_macro"), ("test", "f1_macro")):
@@ -85,6 +103,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
     parser.add_argument("--epochs", type=float, default=3)
     parser.add_argument("--lr", type=float, default=1e-4)
+    parser.add_argument("--precision", default="bf16", choices=("bf16", "fp32"))
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--only", nargs="+", choices=TRIES)
     parser.add_argument("--table", action="store_true")
