@@ -5,9 +5,12 @@ import json
 import numpy as np
 import pytest
 import tiny
+from scipy.stats import norm
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score, log_loss
 
 import decision
+import diagnostics
 from decision import PLAIN, Decision, Inference, fit, fit_temperature, fit_threshold
 from errors import Refusal
 from metrics import calibration_error, softmax
@@ -38,24 +41,89 @@ def test_no_other_temperature_has_less_loss_and_it_lowers_the_calibration_error(
     assert after < before / 2, "control: 1 is not the best"
 
 
-@pytest.mark.parametrize("score", ["f1_macro", "f1_positive"])
-def test_no_other_threshold_has_a_higher_f1(score):
-    is_positive = RNG.random(300) < 0.2
-    scores = np.round(np.clip(RNG.normal(0.3 + 0.1 * is_positive, 0.2), 0, 1), 2)  # with ties
+AVERAGES = {"f1_macro": "macro", "f1_positive": "binary"}
 
-    def value(threshold: float) -> float:
-        average = {"f1_macro": "macro", "f1_positive": "binary"}[score]
-        return f1_score(is_positive, scores >= threshold, average=average, zero_division=0)
+
+def drawn(rng, n: int, share: float = 0.25, gap: float = 1.0, lift: float = 0.0):
+    """Labels, and probabilities that are `gap` apart in log-odds, both moved by `lift`."""
+    is_positive = rng.random(n) < share
+    is_positive[:2] = False, True
+    odds = rng.normal(size=n) + gap * (is_positive - 0.5) + lift
+    return is_positive, 1 / (1 + np.exp(-odds))
+
+
+def f1_at(is_positive, scores, cut: float, score: str = "f1_macro", weights=None) -> float:
+    options = {"average": AVERAGES[score], "zero_division": 0, "sample_weight": weights}
+    return f1_score(is_positive, scores >= cut, **options)
+
+
+def highest(is_positive, scores) -> float:
+    """The cut with the most F1 on these texts."""
+    cuts = diagnostics.cuts(is_positive, scores)
+    return cuts.thresholds[cuts.f1_macro.argmax()]
+
+
+@pytest.mark.parametrize("score", AVERAGES)
+def test_no_other_threshold_has_a_higher_expected_f1(score):
+    """Each text as a positive and a negative one, weighted by scikit-learn's own probabilities."""
+    is_positive, scores = drawn(np.random.default_rng(0), 200, gap=2.0, lift=-1.5)
+    scores = np.round(scores, 2) + 0.005  # with ties
+    n, positives = len(scores), is_positive.sum()
+    target = np.where(is_positive, (positives + 1) / (positives + 2), 1 / (n - positives + 2))
+    odds = np.log(scores / (1 - scores))[:, None]
+    both, weights = np.tile(odds, (2, 1)), np.concatenate([target, 1 - target])
+    labels = np.repeat([True, False], n)
+    platt = LogisticRegression(C=1e9, tol=1e-9, max_iter=1000).fit(both, labels, weights)
+    p = platt.predict_proba(odds)[:, 1]
+
+    def expected(cut: float) -> float:
+        return f1_at(labels, np.tile(scores, 2), cut, score, np.concatenate([p, 1 - p]))
 
     found = fit_threshold(is_positive, scores, score)
-    every = np.unique(np.concatenate([scores, [0, 1.1]]))
-    assert value(found) == pytest.approx(max(map(value, every)))
-    assert value(0.5) < value(found), "control: one half is not the best here"
+    assert expected(found) == pytest.approx(max(map(expected, np.unique(scores))), abs=1e-9)
+    assert expected(0.5) < expected(found) - 0.01, "control: one half is not the best here"
 
 
-def test_of_equal_thresholds_the_nearest_to_one_half_is_taken():
+@pytest.mark.parametrize("score", AVERAGES)
+def test_of_many_texts_it_is_the_best_threshold(score):
+    is_positive, scores = drawn(np.random.default_rng(1), 20_000, gap=2.0, lift=-3.0)
+    some = np.quantile(scores, np.linspace(0.01, 0.99, 99))
+    best = max(f1_at(is_positive, scores, cut, score) for cut in some)
+    found = fit_threshold(is_positive, scores, score)
+    assert f1_at(is_positive, scores, found, score) > best - 0.003
+    assert f1_at(is_positive, scores, 0.5, score) < best - 0.1, "control"
+
+
+def f1_of_all(cut: float, share: float = 0.25, gap: float = 1.0) -> float:
+    """Macro-F1 over all texts that `drawn` may draw."""
+    odds = np.log(cut / (1 - cut))
+    called = np.array([norm.sf(odds + gap / 2), norm.sf(odds - gap / 2)])
+    negative, positive = np.array([1 - share, share]) * called
+    missed, kept = share - positive, 1 - share - negative
+    return positive / (2 * positive + negative + missed) + kept / (2 * kept + negative + missed)
+
+
+def test_of_few_texts_it_is_better_for_others_than_the_highest_f1():
+    rng, gained = np.random.default_rng(2), []
+    for _ in range(200):
+        few = drawn(rng, 100)
+        gained.append(f1_of_all(fit_threshold(*few)) - f1_of_all(highest(*few)))
+    error = np.std(gained) / np.sqrt(len(gained))
+    assert np.mean(gained) > 0.005 and np.mean(gained) > 5 * error
+    many, scores = drawn(rng, 200_000)
+    assert f1_of_all(0.4) == pytest.approx(f1_at(many, scores, 0.4), abs=0.01), "control"
+
+
+def test_it_lies_between_labels_that_the_scores_part():
     scores = np.array([0.1, 0.2, 0.8, 0.9])
-    assert fit_threshold(np.array([False, False, True, True]), scores) == pytest.approx(0.5)
+    assert 0.2 < fit_threshold(np.array([False, False, True, True]), scores) < 0.8
+
+
+def test_where_scores_do_not_rise_with_the_label_it_is_one_half():
+    is_positive, scores = drawn(np.random.default_rng(3), 200, gap=-2.0, lift=-1.0)
+    assert fit_threshold(is_positive, scores) == 0.5
+    assert fit_threshold(is_positive, np.full(200, 0.3)) == 0.5
+    assert fit_threshold(is_positive, 1 - scores) != 0.5, "control: the other way round"
 
 
 def test_labels_follow_from_threshold_or_argmax():
@@ -77,31 +145,28 @@ def test_three_classes_have_no_threshold_and_what_cannot_be_fitted_is_plain():
     assert fit(np.array([0, 1, 0, 1]), two + np.nan, 1) == PLAIN
 
 
-@pytest.mark.parametrize("score", ["f1_macro", "f1_positive"])
-def test_on_validation_it_is_never_worse_than_argmax(score):
-    """Cuts call some text positive always; where argmax calls none so, that may be better."""
-    rng, better = np.random.default_rng(5), 0
-    for kind in ("constant", "tied", "flat", "reversed") * 10:
-        labels = (rng.random(60) < 0.2).astype(np.int64)
-        labels[:2] = 0, 1
-        noise = rng.normal(size=60)
-        margin = {
-            "constant": np.full(60, -1.0),
-            "tied": np.where(noise > 0, 0.5, -0.5),
-            "flat": -1 + 0.01 * noise,
-            "reversed": noise - 2.0 * labels,
-        }[kind]
-        logits = np.stack([-margin, margin], axis=1)
-        found = fit(labels, logits, 1, score)
-        assert np.isfinite([found.temperature, found.threshold]).all()
-        average = {"f1_macro": "macro", "f1_positive": "binary"}[score]
-        by_threshold, by_argmax = (
-            f1_score(labels, predicted, average=average, zero_division=0)
-            for predicted in (found.predict(found.probabilities(logits)), logits.argmax(1))
-        )
-        assert by_threshold >= by_argmax - 1e-12, kind
-        better += by_threshold > by_argmax
-    assert better, "control: here and there it is better"
+def test_where_the_scores_tell_nothing_it_is_one_half():
+    """Macro-F1 of coin flips is above that of one class, so any cut of noise would be taken."""
+    rng, moved = np.random.default_rng(5), {}
+    kinds = {
+        "constant": lambda noise, labels: np.full(60, -1.0),
+        "tied": lambda noise, labels: np.where(noise > 0, 0.5, -0.5),
+        "flat": lambda noise, labels: -1 + 0.01 * noise,
+        "reversed": lambda noise, labels: noise - 2.0 * labels,
+        "told": lambda noise, labels: noise + 2.0 * labels - 2,
+    }
+    for name, margin_of in kinds.items():
+        moved[name] = 0
+        for _ in range(100):
+            labels = (rng.random(60) < 0.3).astype(np.int64)
+            labels[:2] = 0, 1
+            margin = margin_of(rng.normal(size=60), labels)
+            found = fit(labels, np.stack([-margin, margin], axis=1), 1)
+            assert np.isfinite([found.temperature, found.threshold]).all()
+            moved[name] += found.threshold != 0.5
+    assert moved.pop("told") > 95, "control"
+    assert moved["constant"] == moved["reversed"] == 0
+    assert max(moved.values()) <= 10, "of 5 expected"
 
 
 def test_validation_without_an_error_says_nothing_of_the_temperature():
