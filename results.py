@@ -257,16 +257,7 @@ def finish(
     for name, split in job.corpus.evaluated().items():
         final[name] = scoring.final_scores(job, split, logits[name], decision)
     with writing(run.path):
-        beside = {FILE: as_json(inference(job, decision)), "README.md": card.write(job, final)}
-        checkpoint.export(job.model.eval(), job.tokenizer, run.path / "best", beside)
-        (run.path / "predictions").mkdir(exist_ok=True)
-        for name, split in job.corpus.evaluated().items():
-            path = run.path / "predictions" / f"{name}.jsonl"
-            _write_predictions(path, job, split, logits[name])
-        write_json(run.path / "results.json", final)
-        wrong = checkpoint.fault(run.path / "best")
-        if wrong:
-            raise Refusal(CANNOT_WRITE, f"{run.path / 'best'}: {wrong}")
+        _write_files(job, run.path, final, decision, logits)
         log.write(
             "end",
             status="completed",
@@ -289,6 +280,24 @@ def finish(
     if final["validation"]["collapse"]:
         console.say(f"  the model predicts one class: {final['validation']['collapse']}")
     console.say(f"  model in {run.path / 'best'}, scores in {run.path / 'results.json'}")
+
+
+def _write_files(
+    job: Job,
+    folder: Path,
+    final: Mapping[str, object],
+    decision: Decision,
+    logits: Mapping[str, np.ndarray],
+) -> None:
+    beside = {FILE: as_json(inference(job, decision)), "README.md": card.write(job, final)}
+    checkpoint.export(job.model.eval(), job.tokenizer, folder / "best", beside)
+    (folder / "predictions").mkdir(exist_ok=True)
+    for name, split in job.corpus.evaluated().items():
+        _write_predictions(folder / "predictions" / f"{name}.jsonl", job, split, logits[name])
+    write_json(folder / "results.json", final)
+    wrong = checkpoint.fault(folder / "best")
+    if wrong:
+        raise Refusal(CANNOT_WRITE, f"{folder / 'best'}: {wrong}")
 
 
 def inference(job: Job, decision: Decision) -> Inference:
