@@ -118,6 +118,16 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
+def share_cores() -> None:
+    """Have threads of OpenMP that wait for each other sleep soon, unless the environment says how.
+
+    Before torch is imported. GNU's library spins 300,000 times, which is no faster on idle cores,
+    and several times slower where another process holds one: see RESULTS.md.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+
 def system() -> dict[str, object]:
     """Load average over a minute, cores, and memory in use and in all (GiB; None where unknown).
 

@@ -284,6 +284,7 @@ def main(argv: list[str]) -> int:
         # torchrun alone would set 1, and one process would take all cores for each rank.
         threads = max(1, hardware.usable_cores() // plan.processes)
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+        hardware.share_cores()
         arguments = ["--config", path, *flags, *overrides]
         if "--check" in flags or plan.processes * plan.nodes == 1:
             signals.hold()  # train.py takes what comes meanwhile, as what is held stays so

@@ -27,6 +27,7 @@ except ModuleNotFoundError:
     sys.exit(f"{sys.executable} lacks the packages of this program; use its .venv/bin/python")
 
 import config
+import hardware
 import tables
 import writers
 from errors import (
@@ -57,6 +58,7 @@ def predict(args: argparse.Namespace) -> None:
     if kind == "parquet" and not args.out:
         raise Refusal(USAGE, "Parquet is not written to standard output; give --out")
     name = args.run if run is None else str(best_of(run))
+    hardware.share_cores()
     with signals.held():  # a library may not take an interrupted import well
         import classifier
     with output(args.out) as file:

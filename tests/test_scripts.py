@@ -168,9 +168,11 @@ def test_one_process_is_train_py_itself_with_the_words_as_they_were(monkeypatch)
     monkeypatch.setattr(os, "execv", lambda path, words: ran.append(words))
     monkeypatch.setattr(launch, "launch_ranks", lambda plan, words: OK)
     monkeypatch.setattr(launch.signals, "hold", lambda: ran.append("signals held"))
-    for name in ("RANK", "OMP_NUM_THREADS", "NPROC"):
+    unset = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    for name in ("RANK", "NPROC", *unset):
         monkeypatch.setenv(name, "1")
-    monkeypatch.delenv("OMP_NUM_THREADS")
+    for name in unset:
+        monkeypatch.delenv(name)
     launch.main(["run.device=cpu", "--strict", "data.train=" + EVIL])
     assert ran[0] == "signals held"
     assert ran[1][1:4] == [launch.TRAIN, "--config", "config.yaml"]
@@ -178,6 +180,16 @@ def test_one_process_is_train_py_itself_with_the_words_as_they_were(monkeypatch)
     assert "RANK" not in os.environ and os.environ["OMP_NUM_THREADS"] == str(
         launch.hardware.usable_cores()
     )
+    assert os.environ["GOMP_SPINCOUNT"] == "10000"
+
+
+@pytest.mark.parametrize("name", ["GOMP_SPINCOUNT", "OMP_WAIT_POLICY"])
+def test_how_threads_wait_is_left_to_who_says_it(monkeypatch, name):
+    for other in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv(name, "5")
+    launch.hardware.share_cores()
+    assert os.environ[name] == "5" and os.environ.get("GOMP_SPINCOUNT", "5") == "5"
 
 
 # Like torchrun: the rank is in a session of its own, and a signal would end us with an error.
