@@ -40,7 +40,8 @@ def check(history: History, state: dict, *, now: float, machine: dict | None = N
     it is this one; else the last one in the log is taken.
     """
     rules = [ended_badly(state), nonfinite(history), diverging(history), collapsed(history)]
-    rules += [plateau(history, state), overfitting(history), off_schedule(history)]
+    rules += [plateau(history, state) or useless(history, state)]
+    rules += [overfitting(history), off_schedule(history)]
     if state.get("status") == "running":
         rules += [stalled(history, state, now), idle_gpu(history), starved(history)]
         rules += [disk_low(history, machine)]
@@ -116,6 +117,19 @@ def plateau(history: History, state: dict) -> Alarm | None:
         f"mean training loss {first:.4g} in the first third and {last:.4g} in the last; "
         f"best validation f1_macro {best:.3f}, majority {floor:.3f}",
         "raise optimizer.lr or train.epochs; check that labels and texts belong together",
+    )
+
+
+def useless(history: History, state: dict) -> Alarm | None:
+    """Finished, and never better than to say the commonest label always."""
+    best, floor = _best_score(history), _baseline(history, "majority", "f1_macro")
+    if state.get("status") != "completed" or best is None or floor is None or best > floor:
+        return None
+    return Alarm(
+        "useless",
+        "the model is no better than guessing",
+        f"best validation f1_macro {best:.3f}; {floor:.3f} for saying the commonest label always",
+        "raise train.epochs or optimizer.lr; check that labels and texts belong together",
     )
 
 

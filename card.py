@@ -6,15 +6,18 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
+
 import config
+from data import SLICE_WORDS
 from errors import printable
 from model import Source
 from prepare import Job
+from quality import MIN_EXAMPLES
 from scoring import figure, in_brackets
 
 HUB_NAME = re.compile(r"([\w.-]+/)?[\w.-]+")
-LANGUAGES = ("lang", "language")  # columns
-LANGUAGE = re.compile(r"[a-z]{2,3}")  # a value of theirs
+LANGUAGE = re.compile(r"[a-z]{2,3}")  # a value of a column of languages
 MAX_ROWS = 60  # of a table
 MANY_LABELS = 20
 
@@ -85,8 +88,11 @@ def _positive(job: Job) -> str:
 def _front(job: Job) -> str:
     """What model hubs read."""
     lines = ["library_name: transformers", "pipeline_tag: text-classification", "metrics: [f1]"]
-    columns = [job.corpus.train.slices[c] for c in LANGUAGES if c in job.corpus.train.slices]
-    values = columns[0][1] if columns else []
+    slices = job.corpus.train.slices.items()
+    columns = [found for name, found in slices if name.casefold() in SLICE_WORDS]
+    codes, names = columns[0] if columns else (np.zeros(0, int), [])
+    counts = np.bincount(codes, minlength=len(names))
+    values = [name for name, n in zip(names, counts, strict=True) if n >= MIN_EXAMPLES]
     languages = ", ".join(f'"{v}"' for v in values if LANGUAGE.fullmatch(v))
     if languages:
         lines.append(f"language: [{languages}]")
@@ -105,8 +111,13 @@ def _data(job: Job) -> str:
         each = (f"{counts.get(name, 0):,}" for name in names)
         rows.append([split, f"{report[split]['rows']:,}", *each])
     text = _table(["split", "texts", *(f"'{safe(n)}'" for n in names)], rows)
+    files = {name: getattr(job.cfg.data, name) for name in ("train", "validation", "test")}
+    named = ", ".join(f"{name} `{Path(file).name}`" for name, file in files.items() if file)
+    held = "; the validation texts were split off the training file" if report["held_out"] else ""
     found = "\n".join(f"- {safe(_local(job, f))}" for f in job.corpus.findings[:MAX_ROWS])
-    return f"{text}\n\nThe data check found" + (f":\n\n{found}" if found else " nothing.")
+    return f"Files: {named}{held}.\n\n{text}\n\nThe data check found" + (
+        f":\n\n{found}" if found else " nothing."
+    )
 
 
 def _local(job: Job, finding: str) -> str:
@@ -131,7 +142,9 @@ def _scores(job: Job, final: Mapping[str, object]) -> Iterator[str]:
             words += f"temperature {decided['temperature']:.2f}"
             rows.append([words, *_cells(decided), *_plain(decided)])
         rows += [[f"{name}, {n}", *_cells(s), *_plain(s)] for n, s in scores["baselines"].items()]
-    yield "In brackets: 95 % bootstrap intervals. Threshold and temperature: fitted on validation."
+    has_threshold = final["validation"]["decided"].get("threshold") is not None
+    fitted = "Threshold and temperature" if has_threshold else "Temperature"
+    yield f"In brackets: 95 % bootstrap intervals. {fitted}: fitted on validation."
     yield _table(head, rows)
     name = "test" if "test" in final else "validation"
     for column, values in final[name]["slices"].items():

@@ -19,7 +19,7 @@ from files import building, read_json, sweep_builders, writing
 MAX_TOKENS = 8192  # ids kept of one text, before max_length cuts it
 # Texts, and characters of them, tokenised at a time: bounds the memory of their encodings.
 CHUNK, CHUNK_CHARACTERS = 8192, 1 << 22
-FORMAT = 3  # raise when what is cached changes its meaning
+FORMAT = 4  # raise when what is cached changes its meaning
 
 
 @dataclass(frozen=True)

@@ -235,7 +235,7 @@ def _wanted_columns(file: str, columns: Sequence[str], cfg: DataConfig) -> dict[
 
     slice_columns = cfg.slice_columns
     if slice_columns == "auto":
-        slice_columns = tuple(c for c in columns if c in SLICE_WORDS)
+        slice_columns = tuple(c for c in columns if c.casefold() in SLICE_WORDS)
     return {
         "text": place("data.text_column", cfg.text_column),
         "label": place("data.label_column", cfg.label_column),

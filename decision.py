@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+import bootstrap
 import diagnostics
 from errors import MISSING, Refusal, printable
 from files import read_json
@@ -20,7 +21,7 @@ from metrics import softmax
 FILE = "inference.json"
 SHORTEST = 4  # tokens that data.max_length is at least
 TEMPERATURES = (0.01, 100.0)  # beyond them a few sure errors decide
-CHANCE = 3.84  # chi-squared with one degree of freedom, 5 %
+P = 0.05  # below which something is taken for more than chance
 
 
 @dataclass(frozen=True)
@@ -52,18 +53,20 @@ def fit(
     """The temperature of least loss, and of two classes the threshold that these texts support.
 
     labels (N,), logits (N, K); `score` is f1_macro or f1_positive. Without examples of each class,
-    or with logits that are not finite, PLAIN.
+    or with logits that are not finite, PLAIN; no threshold where no prediction is wrong.
     """
     classes = logits.shape[1]
     if len(np.unique(labels)) < classes or not np.isfinite(logits).all():
         return PLAIN
     decision = Decision(fit_temperature(labels, logits))
-    if classes > 2:
+    if classes > 2 or (logits.argmax(axis=1) == labels).all():
         return decision
     positive = 1 if positive is None else positive
     threshold = fit_threshold(
         labels == positive, decision.probabilities(logits)[:, positive], score
     )
+    if threshold is None:
+        return decision
     return replace(decision, threshold=threshold, positive=positive)
 
 
@@ -89,30 +92,42 @@ def fit_temperature(labels: np.ndarray, logits: np.ndarray) -> float:
     return 1 / minimize_scalar(loss, bounds=(low, high), method="bounded").x
 
 
-def fit_threshold(is_positive: np.ndarray, scores: np.ndarray, score: str = "f1_macro") -> float:
+def fit_threshold(
+    is_positive: np.ndarray, scores: np.ndarray, score: str = "f1_macro"
+) -> float | None:
     """From which of the scores (N,) in [0, 1] on the positive class is to be said.
 
     `score` is f1_macro or f1_positive. The cut with the highest F1 on a few hundred texts follows
-    their noise, so the expected F1 decides: each text counts as positive with its probability, by
-    Platt's scaling of the scores' log-odds (the second of the two ways in Ye et al. 2012,
-    arXiv:1206.4625). One half where the scores tell no more of these labels than chance may.
+    their noise, so the F1 of expected counts decides: each text counts as positive with its
+    probability, by Platt's scaling of the scores' log-odds (of the two ways that Ye et al. 2012
+    compare, arXiv:1206.4625, the one with a model of the probability). That scaling may be wrong:
+    where the cut of the highest F1 is better with p < 0.05 on these texts, that one is taken. None
+    where the scores tell no more of the labels than chance may.
     """
     probability = _platt(is_positive, scores)
     if probability is None:
-        return 0.5
-    cuts = diagnostics.cuts(probability, scores)
-    expected = cuts.f1_macro if score == "f1_macro" else cuts.f1_positive
-    return float(cuts.thresholds[expected.argmax()])
+        return None
+    found = []
+    for positives in (probability, is_positive):
+        cuts = diagnostics.cuts(positives, scores)
+        f1 = cuts.f1_macro if score == "f1_macro" else cuts.f1_positive
+        highest = cuts.thresholds[f1 >= f1.max() - 1e-12]
+        found.append(float(highest[np.abs(highest - 0.5).argmin()]))
+    said = [(scores >= cut).astype(int) for cut in found]
+    scorer = bootstrap.scorer(score, positive=1)
+    difference = bootstrap.paired(is_positive.astype(int), *said, 2, scorer)
+    return found[difference.value > 0 and difference.p < P]
 
 
 def _platt(is_positive: np.ndarray, scores: np.ndarray) -> np.ndarray | None:
     """The probability of the positive class given a score, (N,); None where it does not rise.
 
     A logistic regression on the log-odds, with targets a little within 0 and 1, so that separable
-    texts do not make it infinitely sure: Platt 1999. Rising is a likelihood ratio with p < 0.05.
+    texts do not make it infinitely sure: Platt 1999. Rising is a likelihood ratio with p < P.
     """
     from scipy.optimize import minimize
     from scipy.special import expit, logit
+    from scipy.stats import chi2
 
     odds = logit(np.clip(scores, 1e-12, 1 - 1e-12))
     inputs = np.stack([(odds - odds.mean()) / max(odds.std(), 1e-12), np.ones_like(odds)])
@@ -126,7 +141,7 @@ def _platt(is_positive: np.ndarray, scores: np.ndarray) -> np.ndarray | None:
 
     flat = np.array([0.0, logit(target.mean())])
     found = minimize(loss, flat, jac=True, method="BFGS")
-    is_rising = found.x[0] > 0 and 2 * n * (loss(flat)[0] - found.fun) > CHANCE
+    is_rising = found.x[0] > 0 and chi2.sf(2 * n * (loss(flat)[0] - found.fun), 1) < P
     return expit(found.x @ inputs) if is_rising else None
 
 

@@ -59,7 +59,10 @@ class Cuts:
 
 
 def cuts(is_positive: np.ndarray, scores: np.ndarray) -> Cuts:
-    """Every cut of one class against the rest. is_positive (N,) bool, scores (N,) in [0, 1]."""
+    """Every cut of one class against the rest. scores (N,) in [0, 1].
+
+    is_positive (N,): bool, or probabilities, for what is then to be expected.
+    """
     order = np.argsort(-scores, kind="stable")
     ranked = scores[order]
     last = np.flatnonzero(np.diff(ranked, append=-1.0))  # of each group of equal scores
@@ -73,7 +76,7 @@ def cuts(is_positive: np.ndarray, scores: np.ndarray) -> Cuts:
     return Cuts(
         (ranked[last] + below) / 2,
         right / called,
-        right / max(1, positives),
+        right / max(positives, 1e-12),
         f1_positive,
         (f1_positive + f1_negative) / 2,
     )

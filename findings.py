@@ -200,9 +200,12 @@ def threshold(splits: Splits, results: Mapping[str, object], positive: int | Non
     words = f"Macro-F1 is {half:.3f} at one half and at best {value:.3f}, at {at:.3f}. "
     words += f"F1 of '{named}' is {diagnostics.f1(counts)[k]:.3f} at one half and at best "
     words += f"{cuts.f1_positive[best_positive]:.3f}, at {cuts.thresholds[best_positive]:.3f}."
-    scale = " The figure counts these texts, at probabilities as the model gives them; the stored "
-    scale += "threshold has the highest F1 to be expected, at probabilities after the temperature."
-    words += scale if results else ""
+    if number(part(part(results, "validation"), "decided").get("threshold")) is not None:
+        words += " The figure counts these texts, at probabilities as the model gives them; the "
+        words += "stored threshold has the highest F1 to be expected, at probabilities after the "
+        words += "temperature."
+    elif results:
+        words += " None is stored, as these texts do not tell a better one than argmax."
     caution = "A threshold chosen on the validation texts looks better on them than it is: it was "
     caution += "picked because it fits them. All other scores of this page are those of argmax."
     plates = figures(plate("F1 over the threshold", drawing))

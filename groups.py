@@ -29,9 +29,8 @@ def slices(splits: Splits, results: Mapping[str, object], positive: int | None) 
             if isinstance(values, dict) and values:
                 parts += [_slice_table(name, column, values, p, positive)]
     if not parts:
-        return absent(
-            "No slices: the run has no results yet, or data.slice_columns names no column."
-        )
+        none = "data.slice_columns gave no column that all files have"
+        return absent(f"No slices: {none if results else 'the run has no results yet'}.")
     worst = note("In bold: the lowest macro-F1 of its table. n/a: a label has no example there.")
     return join([*parts, worst])
 

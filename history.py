@@ -81,15 +81,15 @@ class History:
     start, end, hardware: the last such event, of each machine for hardware; of the end's results
     the test scores and what says whether validation got one class. steps, machines, gpus: numbers
     over time. evals, checkpoints: events, without their tables. nonfinite: the steps whose loss or
-    gradient norm was not finite. heard_at, moved_at: when anything, and when training, was last
-    told of, unix s; longest_s: the longest that training has taken to get on; has_begun: whether a
-    step was logged since the last start.
+    gradient norm was not finite. begun_at: the first start, heard_at, moved_at: when anything, and
+    when training, was last told of, unix s; longest_s: the longest that training has taken to get
+    on; has_begun: whether a step was logged since the last start.
     """
 
     def __init__(self) -> None:
         self.start: dict = {}
         self.end: dict = {}
-        self.starts = 0
+        self.starts, self.begun_at = 0, None
         self.steps = Series(*STEP)
         self.evals: list[dict] = []
         self.checkpoints: list[dict] = []
@@ -129,6 +129,7 @@ class History:
             self.warnings.append(event)
         elif kind == "start":
             self.start, self.end, self.starts = event, {}, self.starts + 1
+            self.begun_at = self.begun_at or number(event.get("time"))
             self.hardware, self.has_begun = {}, False  # it may be on other machines now
         elif kind == "end":
             self.end = {k: v for k, v in event.items() if k != "results"}
@@ -170,6 +171,16 @@ class History:
         """The last value of a column of the steps; None if there is none or it was not finite."""
         value = self.steps[name][-1] if len(self.steps) else math.nan
         return None if math.isnan(value) else value
+
+    def reached(self) -> float | None:
+        """The furthest step that the log tells of; not every one is logged."""
+        told = [self.last("step"), *(e["step"] for e in (*self.evals[-1:], *self.checkpoints[-1:]))]
+        return max((step for step in told if step is not None), default=None)
+
+    def epoch(self) -> float | None:
+        """How many times the training texts were seen by then."""
+        done, length = self.reached(), self.plan("steps_per_epoch")
+        return done / length if done is not None and length else self.last("epoch")
 
     def evaluations(self, split: str = "validation") -> list[dict]:
         """The evaluations of a split."""

@@ -3,11 +3,17 @@
 
 usage: run_xlm_roberta_v2.sh [config.yaml] [--check] [--strict] [section.key=value ...]
 
+  config.yaml        the settings; without one, config.yaml of this folder
+  --check            look at data, settings, weights and memory, and train nothing
+  --strict           what the data check finds ends the run
+  section.key=value  a setting in place of the file's, such as optimizer.lr=1e-5
+
 From the environment: NPROC (processes on this machine; default: one for each visible GPU),
 MAX_RESTARTS (of all processes after one was lost; default 3), and for several machines NNODES,
 NODE_RANK and RDZV_ENDPOINT (host:port of the first, the same on all).
-No torch here: this process stays beside the ranks and must hold no memory of theirs.
 """
+
+# No torch here: this process stays beside the ranks and must hold no memory of theirs.
 
 import contextlib
 import dataclasses

@@ -128,7 +128,7 @@ def collapse_cause(scores: Mapping[str, object]) -> str:
     if auc is not None and auc > RANKED:
         return (
             f"it ranks the texts (ROC AUC {auc:.2f}), but its logits favour one class throughout: "
-            "the fitted threshold mends that, or train.class_weights=balanced if they are off"
+            "a fitted threshold may mend that, or train.class_weights=balanced if they are off"
         )
     return "what it learnt does not tell the classes apart: other data or settings"
 

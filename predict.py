@@ -161,8 +161,13 @@ def report(counts: Counter, labels: Sequence[str], out: Path | None) -> None:
 
 
 def find_run(name: str) -> Path | None:
-    """The run that is meant, by its directory or its best/; None for a folder of another kind."""
+    """The run that is meant, by its directory or its best/; None for another folder or a hub name.
+
+    Raises Refusal 66 where the folder above is there, and this one is not.
+    """
     folder = Path(os.path.expanduser(name))
+    if not folder.exists() and len(folder.parts) > 1 and folder.parent.is_dir():  # no hub name
+        raise Refusal(MISSING, f"no run: there is no {printable(folder, 300)}")
     run = folder.parent if folder.name == "best" else folder
     return run if os.path.isfile(run / "run_state.json") or os.path.isdir(run / "best") else None
 
@@ -239,7 +244,9 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         usage=argparse.SUPPRESS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("run", metavar="RUN", help="a run, a model's folder, or a hub name")
+    parser.add_argument(
+        "run", metavar="RUN", nargs="?", help="a run, a model's folder, or a hub name"
+    )
     parser.add_argument("texts", metavar="TEXT", nargs="*")
     kinds = ", ".join(tables.KINDS)
     parser.add_argument("--file", type=Path, metavar="F", help=f"{kinds}; - is standard input")
@@ -250,6 +257,8 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
     args = parser.parse_intermixed_args(argv)
+    if args.run is None:
+        parser.error("name a RUN, a model's folder, or a hub name")
     if args.texts and args.file:
         parser.error("give texts or --file, not both")
     if not args.texts and not args.file and (sys.stdin is None or sys.stdin.isatty()):

@@ -107,9 +107,10 @@ def prepare(cfg: Config, world: World, say: Callable[[str], None], *, strict: bo
     tokenizer, corpus = _tokenise(cfg, source, world, say)
     for finding in corpus.findings:
         say(f"  {finding}")
-    world.agree(
-        Refusal(BAD_DATA, f"--strict: {corpus.findings[0]}") if strict and corpus.findings else None
-    )
+    others = len(corpus.findings) - 1
+    told = f"--strict: {corpus.findings[0]}" if strict and corpus.findings else None
+    told = f"{told} (and {others:,} more, above)" if told and others else told
+    world.agree(Refusal(BAD_DATA, told) if told else None)
     if corpus.report["held_out"]:
         say(
             f"  no data.validation: {corpus.report['held_out']:,} training rows are held out for it"

@@ -60,7 +60,7 @@ def _environment(view: View) -> Iterator[tuple[str, object]]:
     yield "Starts", view.history.starts
     command = environment.get("command")
     if isinstance(command, list):
-        yield "Begun by", tag("code", shlex.join(map(str, command)))
+        yield "Last started as", tag("code", shlex.join(map(str, command)))
     weights = part(view.history.start, "class_weights").items()
     yield "Class weights", ", ".join(f"{k}: {figure(w, '.3f')}" for k, w in weights) or "n/a"
     plan = {k: figure(v, ",.0f") for k, v in part(view.history.start, "steps").items()}

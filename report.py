@@ -277,16 +277,16 @@ def _what(subject: Subject) -> Iterator[tuple[str, object]]:
     yield "Texts", ", ".join(f"{name} {figure(n, ',.0f')}" for name, n in counts) or "n/a"
     told = f"; positive is '{_positive(subject)}'" if subject.positive is not None else ""
     yield "Labels", (", ".join(map(short, subject.labels[:10])) or "n/a") + told
-    done, total = history.last("step"), history.plan("total_steps")
+    done, total = history.reached(), history.plan("total_steps")
     steps = f"{figure(done, ',.0f')} of {figure(total, ',.0f')}"
-    yield "Steps", f"{steps}, epoch {figure(history.last('epoch'), '.2f')}"
+    yield "Steps", f"{steps}, epoch {figure(history.epoch(), '.2f')}"
     yield "Best", f"step {figure(history.best().get('step'), ',.0f')} by {view.metric}"
     yield "Ended", view.state.get("reason") or "not yet"
     seconds = number(history.end.get("seconds"))
     yield "Time", "n/a" if seconds is None else in_words(seconds)
     world = figure(environment.get("world_size"), ".0f")
     yield "Device", f"{world} x {environment.get('device') or 'n/a'}"
-    yield "Begun", moment(history.start.get("time"))
+    yield "Begun", moment(history.begun_at)
 
 
 # --- alarms ---------------------------------------------------------------------------------------

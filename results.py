@@ -134,6 +134,8 @@ def start(job: Job, run: RunDir, log: RunLog, console: Console, world: World) ->
     say(f"  data {listed}; class weights " + ", ".join(f"{k}: {v:.3f}" for k, v in weights.items()))
     if positive is not None:
         say(f"  positive label '{positive}'")
+    if slices := job.corpus.validation.slices:
+        say("  scores by " + ", ".join(printable(column, 30) for column in slices))
     say(f"  {job.steps}")
     say(f"  lr {job.cfg.optimizer.lr:g} at step {job.steps.warmup_steps}, then down a cosine")
     metric = job.cfg.evaluation.metric

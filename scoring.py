@@ -204,6 +204,8 @@ def _decided_lines(scores: Mapping[str, object]) -> list[str]:
     if number(decided.get("f1_macro")) is not None:
         words = f"with the threshold {decided['threshold']:.3f}, fitted on validation"
         lines.append(_line(words + ":", decided))
+    elif decided["threshold"] is None and len(scores["confusion"] or ()) == 2:
+        lines.append("no threshold: validation does not tell a better one than argmax")
     if number(decided.get("calibration_error")) is not None:
         lines.append(
             f"calibration error {scores['calibration_error']:.3f}, "

@@ -100,11 +100,11 @@ def _head(view: View, width: int, unicode: bool) -> list[Row]:
 
 
 def _bar(view: View, width: int, unicode: bool) -> str:
-    done, total = view.history.last("step"), view.history.plan("total_steps")
+    done, total = view.history.reached(), view.history.plan("total_steps")
     if done is None or not total or not 0 <= done <= total < 1e12:
         return f"step {figure(done, '.0f')} of {figure(total, '.0f')}"
     left = view.left_s() if view.is_running else None
-    tail = f"| {done:.0f}/{total:.0f}  epoch {figure(view.history.last('epoch'), '.2f')}"
+    tail = f"| {done:.0f}/{total:.0f}  epoch {figure(view.history.epoch(), '.2f')}"
     tail += f"  {in_words(left)} left" if left is not None else ""
     # No tqdm object: that goes by its own clock, which knows nothing of a run joined late.
     return tqdm.format_meter(

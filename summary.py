@@ -68,8 +68,7 @@ class Run:
     def steps(self) -> str:
         """Done of planned ones; not every one is logged."""
         h = self.history
-        known = [self.results.get("steps"), h.last("step")]
-        known += [event["step"] for event in (*h.evals[-1:], *h.checkpoints[-1:])]
+        known = [self.results.get("steps"), h.reached()]
         done = max((n for step in known if (n := number(step)) is not None), default=None)
         total = h.plan("total_steps")
         told = f"{figure(done, '.0f')}/{figure(total, '.0f')}"

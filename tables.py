@@ -214,9 +214,10 @@ def lines(raw: BinaryIO, name: str) -> Iterator[str]:
             yield line
     except OSError as error:
         raise Refusal(MISSING, f"{name}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        where = _bad_byte(raw) if raw.seekable() else f"not far after line {number:,}"
-        raise Refusal(BAD_DATA, f"{name}: not UTF-8: {where}; save the file as UTF-8") from None
+    except UnicodeDecodeError as error:
+        line = number + 1 + error.object[: error.start].count(b"\n")  # of those read ahead
+        where = _bad_byte(raw) if raw.seekable() else f"line {line:,}"
+        raise Refusal(BAD_DATA, f"{name}: not UTF-8: {where}; it must be UTF-8") from None
 
 
 def _bad_byte(file: BinaryIO) -> str:

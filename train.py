@@ -215,7 +215,8 @@ def train(
         if due(progress.step, cfg.evaluation.every, job):
             scores = evaluate_and_judge(job, progress, world)
             is_best = progress.best_step == progress.step
-            fields = {"best": is_best, "value": scoring.deciding(job, scores)}
+            fields = {"epoch": progress.step / job.steps.steps_per_epoch}
+            fields |= {"best": is_best, "value": scoring.deciding(job, scores)}
             log.write("eval", step=progress.step, split="validation", **fields, **scores)
             console.say(scoring.evaluation_line(job, progress, scores))
             meter.restart()

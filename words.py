@@ -49,11 +49,11 @@ def _what(view: View) -> list[str]:
 
 def _progress(view: View) -> list[str]:
     last, plan = view.history.last, view.history.plan
-    done, total = last("step"), plan("total_steps")
+    done, total = view.history.reached(), plan("total_steps")
     share = f" ({done / total:.0%})" if done is not None and total else ""
     left = view.left_s() if view.is_running else None
     step = f"Step {figure(done, '.0f')} of {figure(total, '.0f')}{share}"
-    step += f", epoch {figure(last('epoch'), '.2f')}"
+    step += f", epoch {figure(view.history.epoch(), '.2f')}"
     step += f", about {in_words(left)} left" if left is not None else ""
     return [
         step,

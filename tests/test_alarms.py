@@ -224,6 +224,15 @@ def test_without_three_evaluations_nothing_is_said_of_learning():
         assert (alarms.plateau(log, {"status": "running"}) is None) == (expected is None)
 
 
+@pytest.mark.parametrize("status", ["completed", "running"])
+@pytest.mark.parametrize("best", [0.41, 0.42])
+def test_a_finished_run_that_never_beat_one_class_is_named(status, best):
+    """However short: one evaluation, one logged step, none of which the other rules judge."""
+    log = History.of(e | {"time": 1.0} for e in (START, step(1), evaluation(2, best, best=True)))
+    found = {a.code for a in alarms.check(log, {"status": status}, now=2.0)}
+    assert ("useless" in found) == (status == "completed" and best < 0.4118)
+
+
 def test_after_a_resume_loading_is_no_stall_and_other_machines_do_not_count():
     full = {"event": "hardware", "host": "full", "disk_free_gib": 0.5}
     events = [START, step(1), full, START | {"x": 1}]

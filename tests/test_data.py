@@ -121,6 +121,10 @@ def test_slices_are_found_or_named_and_keep_the_words(tmp_path):
     codes, names = got.train.slices["lang"]
     assert list(got.train.slices) == ["lang"] and names == ["(none)", "1", "no"]
     assert [names[c] for c in codes[:3]] == ["no", "(none)", "1"]
+    other_case = splits(
+        *(tmp_path, *([r | {"Language": r["lang"]} for r in t] for t in (train, valid)))
+    )
+    assert list(other_case.train.slices) == ["lang", "Language"]
     named = splits(tmp_path, train, valid, slice_columns=("topic",))
     assert named.validation.slices["topic"][1] == ["t0", "t1", "t2", "t3"]
     assert splits(tmp_path, train, valid, slice_columns=()).train.slices == {}
@@ -323,7 +327,7 @@ FILES = [
     ("tsv", b'text\tlabel\n"x"y\t0\n', r"line 2: broken quoting: '\t' expected after"),
     ("csv", b'text,label\n"x\nx",0\n\ny\n', "row 2 (line 5) has 1 fields, the header has 2"),
     ("csv", b"text,label\nx,0\ny, z,1\n", "row 2 (line 3) has 3 fields, the header has 2"),
-    ("csv", GOOD + 5000 * b"x,0\n" + b"\xe9,1\n", "not UTF-8: byte 0xe9 at offset 20,019; save"),
+    ("csv", GOOD + 5000 * b"x,0\n" + b"\xe9,1\n", "not UTF-8: byte 0xe9 at offset 20,019; it must"),
     ("csv", GOOD.decode().encode("utf-16"), "not UTF-8: byte 0xff at offset 0"),
     ("csv", GOOD.decode().encode("utf-16-le"), r"no column 'text' (data.text_column)"),
     ("xlsx", b"PK", "unknown kind of file; expected .csv, .tsv, .jsonl or .parquet"),

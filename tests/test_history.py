@@ -142,6 +142,16 @@ def test_of_a_huge_log_step_lines_are_thinned_and_nothing_else(tmp_path, monkeyp
     assert thinned.poll() == 10 and thinned.history.last("loss") != last
 
 
+def test_what_is_reached_counts_what_was_evaluated_or_saved_too():
+    saved = {"event": "checkpoint", "step": 6}
+    h = history.History.of(e | {"time": 5.0 + i} for i, e in enumerate((START, saved, START)))
+    assert (h.reached(), h.epoch(), h.last("step")) == (6, 0.6, None)
+    assert h.begun_at == 5.0, "not the start that goes on"
+    h.add(step(7) | {"time": 9.0})
+    assert (h.reached(), h.epoch()) == (7, 0.7)
+    assert history.History().reached() is None and history.History().epoch() is None
+
+
 def test_step_lines_are_known_by_how_runlog_writes_them(tmp_path):
     log = runlog.RunLog(tmp_path / "log")
     log.write("step", step=1)

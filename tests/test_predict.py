@@ -751,7 +751,7 @@ def other_labels(folder: Path, small: Path) -> None:
 
 
 MODELS = {
-    "no such folder": (None, "no folder '"),
+    "no such folder": (None, "no run: there is no"),
     "an empty folder": (lambda folder, small: folder.mkdir(), "has no config.json"),
     "no head": (a_headless_model, "no trained classification head: lacks classifier."),
     "pickled": (a_pickled_model, "has no .safetensors file"),
@@ -790,7 +790,7 @@ FILES = {
         65,
         "a.csv",
         b"text\nx\n\xe9\n",
-        "not UTF-8: byte 0xe9 at offset 7; save the file",
+        "not UTF-8: byte 0xe9 at offset 7; it must be UTF-8",
     ),
     "JSON": (65, "a.jsonl", b'{"text": "x"}\n{"text"}\n', "line 2: not JSON"),
     "suffix": (64, "a.xlsx", b"", "unknown kind of file; expected .csv, .tsv"),
@@ -821,7 +821,7 @@ def test_a_key_that_the_first_object_lacks_is_not_lost_in_csv(best, tmp_path, ca
 
 
 USAGE = {
-    "nothing": ([], "the following arguments are required: RUN"),
+    "nothing": ([], "name a RUN, a model's folder, or a hub name"),
     "no text": (["x"], "give texts, --file, or a text a line on standard input"),
     "both": (["x", "text", "--file", "a.csv"], "give texts or --file, not both"),
     "option": (["x", "text", "--nonsense"], "unrecognized arguments: --nonsense"),
@@ -830,6 +830,26 @@ USAGE = {
     "out": (["x", "text", "--out", "a.xlsx"], "unknown kind of file"),
     "types": (["x", "text", "--out", "a.parquet"], "Parquet is written from Parquet only"),
 }
+
+
+def test_a_run_that_is_not_there_is_not_looked_for_on_the_hub(best, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(classifier, "load", lambda name, **options: asked.append(name))
+    run = best().parent
+    assert main(run.parent / "nope", "a text") == 66 and not asked
+    assert "no run: there is no" in capsys.readouterr().err
+    assert predict.find_run("some/hub-name") is None, "control"
+
+
+def test_its_threads_share_cores_before_torch_is_there():
+    code = "import predict, sys, hardware; loaded = []; "
+    code += "hardware.share_cores = lambda: loaded.append('torch' in sys.modules); "
+    code += "predict.main(['no/such', 'text']); print(loaded)"
+    environ = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(Path(predict.__file__).parent)}
+    out = subprocess.run(
+        [sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True
+    )
+    assert out.stdout.strip() == "[False]"
 
 
 @pytest.mark.parametrize("what", USAGE)
