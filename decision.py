@@ -21,7 +21,8 @@ from metrics import softmax
 FILE = "inference.json"
 SHORTEST = 4  # tokens that data.max_length is at least
 TEMPERATURES = (0.01, 100.0)  # beyond them a few sure errors decide
-P = 0.05  # below which something is taken for more than chance
+RISING_P = 0.05  # below which scores tell more of the labels than chance may
+OVERRULED_P = 0.01  # below which counts overrule the model; the best of many cuts is lucky, too
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def fit_threshold(
     their noise, so the F1 of expected counts decides: each text counts as positive with its
     probability, by Platt's scaling of the scores' log-odds (of the two ways that Ye et al. 2012
     compare, arXiv:1206.4625, the one with a model of the probability). That scaling may be wrong:
-    where the cut of the highest F1 is better with p < 0.05 on these texts, that one is taken. None
+    where the cut of the highest F1 is better by the paired bootstrap, that one is taken. None
     where the scores tell no more of the labels than chance may.
     """
     probability = _platt(is_positive, scores)
@@ -116,14 +117,14 @@ def fit_threshold(
     said = [(scores >= cut).astype(int) for cut in found]
     scorer = bootstrap.scorer(score, positive=1)
     difference = bootstrap.paired(is_positive.astype(int), *said, 2, scorer)
-    return found[difference.value > 0 and difference.p < P]
+    return found[difference.value > 0 and difference.p < OVERRULED_P]
 
 
 def _platt(is_positive: np.ndarray, scores: np.ndarray) -> np.ndarray | None:
     """The probability of the positive class given a score, (N,); None where it does not rise.
 
     A logistic regression on the log-odds, with targets a little within 0 and 1, so that separable
-    texts do not make it infinitely sure: Platt 1999. Rising is a likelihood ratio with p < P.
+    texts do not make it infinitely sure: Platt 1999. Rising is told by the likelihood ratio.
     """
     from scipy.optimize import minimize
     from scipy.special import expit, logit
@@ -141,7 +142,7 @@ def _platt(is_positive: np.ndarray, scores: np.ndarray) -> np.ndarray | None:
 
     flat = np.array([0.0, logit(target.mean())])
     found = minimize(loss, flat, jac=True, method="BFGS")
-    is_rising = found.x[0] > 0 and chi2.sf(2 * n * (loss(flat)[0] - found.fun), 1) < P
+    is_rising = found.x[0] > 0 and chi2.sf(2 * n * (loss(flat)[0] - found.fun), 1) < RISING_P
     return expit(found.x @ inputs) if is_rising else None
 
 
