@@ -20,4 +20,5 @@ PATH="$(dirname -- "$python"):$PATH" # for shellcheck, which has no module to ru
 "$python" -m ruff check .
 "$python" -m ruff format --check .
 shellcheck ./*.sh .ci/run
+export GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-10000}" # as hardware.share_cores has it
 exec "$python" -m pytest -m "$chosen" "$@"
