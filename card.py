@@ -112,7 +112,7 @@ def _data(job: Job) -> str:
         rows.append([split, f"{report[split]['rows']:,}", *each])
     text = _table(["split", "texts", *(f"'{safe(n)}'" for n in names)], rows)
     files = {name: getattr(job.cfg.data, name) for name in ("train", "validation", "test")}
-    named = ", ".join(f"{name} `{Path(file).name}`" for name, file in files.items() if file)
+    named = ", ".join(f"{name} {safe(Path(file).name)}" for name, file in files.items() if file)
     held = "; the validation texts were split off the training file" if report["held_out"] else ""
     found = "\n".join(f"- {safe(_local(job, f))}" for f in job.corpus.findings[:MAX_ROWS])
     return f"Files: {named}{held}.\n\n{text}\n\nThe data check found" + (

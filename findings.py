@@ -202,7 +202,7 @@ def threshold(splits: Splits, results: Mapping[str, object], positive: int | Non
     words += f"{cuts.f1_positive[best_positive]:.3f}, at {cuts.thresholds[best_positive]:.3f}."
     if number(part(part(results, "validation"), "decided").get("threshold")) is not None:
         words += " The figure counts these texts, at probabilities as the model gives them; the "
-        words += "stored threshold has the highest F1 to be expected, at probabilities after the "
+        words += "stored threshold goes by the F1 to be expected, at probabilities after the "
         words += "temperature."
     elif results:
         words += " None is stored, as these texts do not tell a better one than argmax."

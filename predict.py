@@ -166,9 +166,9 @@ def find_run(name: str) -> Path | None:
     Raises Refusal 66 where the folder above is there, and this one is not.
     """
     folder = Path(os.path.expanduser(name))
-    if not folder.exists() and len(folder.parts) > 1 and folder.parent.is_dir():  # no hub name
-        raise Refusal(MISSING, f"no run: there is no {printable(folder, 300)}")
     run = folder.parent if folder.name == "best" else folder
+    if not run.exists() and len(run.parts) > 1 and run.parent.is_dir():  # no hub name
+        raise Refusal(MISSING, f"no run: there is no {printable(run, 300)}")
     return run if os.path.isfile(run / "run_state.json") or os.path.isdir(run / "best") else None
 
 
