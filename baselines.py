@@ -29,6 +29,8 @@ def tfidf(
 
     if len(train_texts) > MAX_TRAIN:
         rows = np.random.default_rng(seed).choice(len(train_texts), MAX_TRAIN, replace=False)
+        one_of_each = np.unique(train_labels, return_index=True)[1]
+        rows = np.concatenate([rows, np.setdiff1d(one_of_each, rows)])
         train_texts, train_labels = [train_texts[i] for i in rows], train_labels[rows]
     vectorizer = TfidfVectorizer(
         analyzer="char_wb",

@@ -114,18 +114,10 @@ def _data(job: Job) -> str:
     files = {name: getattr(job.cfg.data, name) for name in ("train", "validation", "test")}
     named = ", ".join(f"{name} {safe(Path(file).name)}" for name, file in files.items() if file)
     held = "; the validation texts were split off the training file" if report["held_out"] else ""
-    found = "\n".join(f"- {safe(_local(job, f))}" for f in job.corpus.findings[:MAX_ROWS])
+    found = "\n".join(f"- {safe(f)}" for f in job.corpus.findings[:MAX_ROWS])
     return f"Files: {named}{held}.\n\n{text}\n\nThe data check found" + (
         f":\n\n{found}" if found else " nothing."
     )
-
-
-def _local(job: Job, finding: str) -> str:
-    """A finding with files named without the folders that they are in."""
-    files = (job.cfg.data.train, job.cfg.data.validation, job.cfg.data.test)
-    for path in (Path(file) for file in files if file):
-        finding = finding.replace(printable(path, 200), printable(path.name))
-    return finding
 
 
 def _scores(job: Job, final: Mapping[str, object]) -> Iterator[str]:

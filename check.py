@@ -25,7 +25,7 @@ def check(cfg: Config, world: World, console: Console, *, strict: bool) -> int:
     try_pass(job, texts, world.device)
     seconds = time.perf_counter() - began
     sampler = job.sampler(rank=0)
-    lengths = job.template.lengths(job.corpus.train)
+    lengths = job.lengths(job.corpus.train)
     estimate = Estimate(workload(job, sampler))
     estimate.add(0, 0.0)
     estimate.add(job.collate.cells(lengths[texts]), seconds)

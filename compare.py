@@ -59,10 +59,13 @@ def _groups(runs: Iterable[Run]) -> list[list[Run]]:
 
 
 def _scores(group: Sequence[Run], name: str, split: str = "validation") -> list[float]:
-    """Of the completed runs, if any is; one that repeats another to the last digit counts once."""
+    """The mean of each seed: of its completed runs, if any is."""
     runs = [run for run in group if run.status == "completed"] or group
-    scores = dict.fromkeys((run.seed, run.score(name, split)) for run in runs)
-    return [score for _, score in scores if score is not None]
+    scores: dict[str, list[float]] = {}
+    for run in runs:
+        if (score := run.score(name, split)) is not None:
+            scores.setdefault(run.seed, []).append(score)
+    return [statistics.fmean(of_seed) for of_seed in scores.values()]
 
 
 def _rank(group: Sequence[Run], metric: str) -> tuple:
@@ -76,11 +79,11 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def _row(group: Sequence[Run], metric: str) -> tuple[str, ...]:
-    scores = _scores(group, metric)
+    scores, seeds = _scores(group, metric), len({run.seed for run in group})
     return (
         figure(_mean(scores), ".4f"),
         figure(statistics.stdev(scores), ".4f") if len(scores) > 1 else "",
-        str(len(group)) if len(scores) == len(group) else f"{len(scores)} of {len(group)}",
+        str(seeds) if len(scores) == seeds else f"{len(scores)} of {seeds}",
         figure(_mean(_scores(group, "f1_macro", "test")), ".4f"),
         _shared(run.best_step for run in group),
         _shared(run.steps for run in group),

@@ -19,7 +19,7 @@ from files import building, read_json, sweep_builders, writing
 MAX_TOKENS = 8192  # ids kept of one text, before max_length cuts it
 # Texts, and characters of them, tokenised at a time: bounds the memory of their encodings.
 CHUNK, CHUNK_CHARACTERS = 8192, 1 << 22
-FORMAT = 4  # raise when what is cached changes its meaning
+FORMAT = 5  # raise when what is cached changes its meaning
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,14 @@ def content_key(cfg: DataConfig, *parts: object) -> str:
     return hashlib.sha256(raw.encode()).hexdigest()[:24]
 
 
+def texts_hash(texts: list[str]) -> str:
+    """A hash of texts in their order."""
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(text.encode() + b"\0")
+    return digest.hexdigest()
+
+
 def tokenizer_key(tokenizer) -> str:
     """A hash of all that decides which ids a text gets."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -90,10 +98,11 @@ def training_texts(cfg: DataConfig, *, seed: int) -> list[str]:
 def load_corpus(cfg: DataConfig, tokenizer, *, seed: int, say: Callable[[str], None]) -> Corpus:
     """The tokenised data of `cfg`: from the cache, else read, checked, tokenised and cached."""
     corpus = _load(cfg, tokenizer, seed=seed, say=say)
+    files = {"train": cfg.train, "validation": cfg.validation or cfg.train, "test": cfg.test}
     room = cfg.max_length - tokenizer.num_special_tokens_to_add()
     for name, split in [("train", corpus.train), *corpus.evaluated().items()]:
         measured = quality.check_tokens(name, split, room=room, unknown=tokenizer.unk_token_id)
-        corpus.report[name] |= measured.report
+        corpus.report[name] |= {"file": files[name]} | measured.report
         corpus.report["findings"] += map(asdict, measured.findings)
     return corpus
 
@@ -135,6 +144,7 @@ def build(
             np.save(new / f"{name}.is_near.npy", checked.is_near[name])
         say(f"tokenising {sum(len(s.texts) for s in named.values()):,} texts")
         for name, split in named.items():
+            report[name]["texts_sha256"] = texts_hash(split.texts)
             meta["splits"][name] = {c: names for c, (_, names) in split.slices.items()}
             _write_split(new, name, split, tokenizer)
         meta["sha256"] = {path.name: file_hash(path) for path in new.iterdir()}

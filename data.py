@@ -212,10 +212,11 @@ def _read(name: str, cfg: DataConfig, findings: list[Finding], split: str = "tra
         for column, place in wanted["slices"].items():
             table.slices[column].append(_word(record[place]) or "(none)")
     if bad:
-        message = f"{table.name}: {len(bad):,} bad rows: {listed(list(bad.values()))}"
+        message = f"{len(bad):,} bad rows: {listed(list(bad.values()))}"
         if cfg.bad_rows == "stop":
-            raise Refusal(BAD_DATA, f"{message}; mend them or set data.bad_rows=skip")
-        message += "; skipped"
+            mend = "mend them or set data.bad_rows=skip"
+            raise Refusal(BAD_DATA, f"{table.name}: {message}; {mend}")
+        message = f"{split}: {message}; skipped"
         findings.append(Finding("bad_rows", split, message, len(bad), list(bad)[:KEPT]))
     if not table.rows:
         raise Refusal(BAD_DATA, f"{table.name}: no usable row below the header")
@@ -304,12 +305,13 @@ def _limit(table: Table, limit: int | None, seed: int) -> Table:
 def _split_off(table: Table, seed: int) -> tuple[Table, Table]:
     """(train, validation): a stratified tenth by label, never parting a group.
 
-    Groups (single rows without a group column) are shuffled and given to the validation split
+    Groups (without a group column, equal texts) are shuffled and given to the validation split
     while it lacks rows of the group's most frequent label.
     """
     members: dict[str, list[int]] = {}
     for i in range(len(table.rows)):
-        members.setdefault(table.groups[i] if table.groups else str(i), []).append(i)
+        group = table.groups[i] if table.groups else normalised(table.texts[i])
+        members.setdefault(group, []).append(i)
     groups = list(members.values())
     missing = {
         label: max(1, round(n * VALIDATION_SHARE)) for label, n in Counter(table.labels).items()
@@ -390,16 +392,17 @@ def _without_leaks(train: Table, others: list[Table], mode: str) -> tuple[Table,
     odd = [train.rows[i] for i in leaked if train.labels[i] not in labels[i]]
     share = len(leaked) / len(train.rows)
     message = (
-        f"{train.name}: {len(leaked):,} rows ({share:.1%}) are also in validation or test: "
+        f"{len(leaked):,} rows ({share:.1%}) are also in validation or test: "
         f"{listed(rows)}" + (f" ({len(odd):,} with another label: {listed(odd)})" if odd else "")
     )
     if mode == "stop":
-        raise Refusal(BAD_DATA, f"{message}; mend them or set data.leaks=drop")
+        mend = "mend them or set data.leaks=drop"
+        raise Refusal(BAD_DATA, f"{train.name}: {message}; {mend}")
     if mode == "drop" and share > MAX_LEAK_SHARE:
-        raise Refusal(
-            BAD_DATA, f"{message}; over {MAX_LEAK_SHARE:.0%} is a mix-up of files, not an accident"
-        )
-    message += "; kept, so the scores flatter" if mode == "keep" else "; left out of training"
+        odd_files = f"over {MAX_LEAK_SHARE:.0%} is a mix-up of files, not an accident"
+        raise Refusal(BAD_DATA, f"{train.name}: {message}; {odd_files}")
+    end = "kept, so the scores flatter" if mode == "keep" else "left out of training"
+    message = f"train: {message}; {end}"
     details = {"share": share, "other_label": len(odd), "other_label_rows": odd[:KEPT]}
     finding = Finding("leaks", "train", message, len(leaked), rows[:KEPT], details)
     if mode == "keep":
@@ -426,14 +429,13 @@ def _positive(names: list[str], train_labels: list[str], wanted: str) -> int | N
 
 
 def _counts(table: Table) -> dict[str, object]:
-    """The file, and how many rows of each label there are, in all and by slice."""
+    """How many rows of each label there are, in all and by slice."""
     slices: dict[str, dict[str, Counter]] = {}
     for column, values in table.slices.items():
         of_value = slices[column] = {}
         for (value, label), n in sorted(Counter(zip(values, table.labels, strict=True)).items()):
             of_value.setdefault(value, {})[label] = n
-    counts = {"rows": len(table.rows), "labels": dict(Counter(table.labels)), "slices": slices}
-    return {"file": str(table.path)} | counts
+    return {"rows": len(table.rows), "labels": dict(Counter(table.labels)), "slices": slices}
 
 
 def _encode(table: Table, code: dict[str, int]) -> Split:

@@ -11,6 +11,7 @@ import bootstrap
 import predictions
 from errors import Refusal, printable
 from predictions import Predictions
+from runlog import part
 from summary import Run
 from view import figure
 
@@ -71,7 +72,8 @@ def _interval(run: Run, p: Predictions, name: str) -> tuple[float, float] | None
     if name == "f1_positive" and about is None:
         return None
     score = bootstrap.scorer(name, about)
-    return bootstrap.interval(p.labels, p.predicted, len(p.classes), score)
+    low, high = bootstrap.interval(p.labels, p.predicted, len(p.classes), score)
+    return (low, high) if low < high else None
 
 
 def remarks(runs: Mapping[str, Run], known: Mapping[str, Known]) -> list[str]:
@@ -91,9 +93,15 @@ def remarks(runs: Mapping[str, Run], known: Mapping[str, Known]) -> list[str]:
 def paired_tests(runs: Mapping[str, Run], known: Known) -> list[str]:
     """Each later run less the first, on the same texts: a line for each score."""
     first, *others = runs
+    texts = {
+        x: part(run.history.start, "texts_sha256").get("validation") for x, run in runs.items()
+    }
     lines, count = [f"validation, paired bootstrap of {bootstrap.REPLICATES:,} resamples:"], 0
     for x in others:
-        if reason := mismatch(known, first, x):
+        reason = mismatch(known, first, x)
+        if not reason and None not in (texts[first], texts[x]) and texts[first] != texts[x]:
+            reason = "their validation texts differ, though rows and labels are the same"
+        if reason:
             lines.append(f"{x} - {first}  no paired test: {reason}")
             continue
         about, other = (positive(runs[y], known[first].classes) for y in (first, x))

@@ -44,7 +44,7 @@ def interval(
     scorer = bootstrap.scorer(score, positive)
     labels, predicted = p.labels[where], p.predicted[where]
     low, high = bootstrap.interval(labels, predicted, len(p.classes), scorer, **options)
-    return None if np.isnan(low) or low == high else (low, high)  # all drawn alike tell nothing
+    return (low, high) if low < high else None  # all drawn alike tell nothing
 
 
 def with_interval(value: object, within: tuple[float, float] | None) -> Html:

@@ -181,14 +181,18 @@ def natural(name: str, value: float) -> float:
 def select(name: str, scores: Mapping[str, object]) -> float:
     """The value that decides, higher being better: `scores` with its "slices", by metric name.
 
-    A score that is undefined counts as the worst there is.
+    A score that is undefined counts as the worst there is; in a slice only where its logits are
+    not finite, as a slice may lack a label.
     """
     base, how, column = parse_metric(name)
     sign = -1.0 if base in LOWER_IS_BETTER else 1.0
     if how is None:
         values = [scores[base]]
     else:
-        values = [s[base] for s in scores["slices"][column].values() if s[base] is not None]
+        of_slices = scores["slices"][column].values()
+        if any(s["loss"] is None for s in of_slices):
+            return -math.inf
+        values = [s[base] for s in of_slices]
     signed = [sign * float(v) for v in values if v is not None]
     if not signed:
         return -math.inf

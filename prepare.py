@@ -65,11 +65,16 @@ class Job:
         """Index of the positive label."""
         return self.corpus.positive
 
+    def lengths(self, split: TokenisedSplit) -> np.ndarray:
+        """Tokens that each text takes in a pass where no other is longer, (N,)."""
+        lengths = self.template.lengths(split)
+        is_filled = self.cfg.speed.padding == "max"
+        return np.full_like(lengths, self.template.max_length) if is_filled else lengths
+
     def evaluation_batches(self, split: TokenisedSplit) -> list[list[int]]:
         """The texts of each forward when a split is scored."""
         device = next(self.model.parameters()).device.type
-        lengths = self.template.lengths(split)
-        return evaluation_batches(lengths, is_packed=self.is_packed, device=device)
+        return evaluation_batches(self.lengths(split), is_packed=self.is_packed, device=device)
 
     def base_model(self) -> nn.Module:
         """The model that training began with, loaded anew."""
@@ -84,7 +89,7 @@ class Job:
     def sampler(self, rank: int, first_step: int = 0) -> StepSampler:
         """The order of this run's texts from `first_step` on, for one rank."""
         return StepSampler(
-            self.template.lengths(self.corpus.train),
+            self.lengths(self.corpus.train),
             self.steps,
             rank=rank,
             seed=self.cfg.run.seed,
@@ -290,7 +295,7 @@ def plan(cfg: Config, corpus: Corpus, world: World) -> tuple[Config, StepPlan]:
 
 def longest_micro_batch(job: Job) -> list[int]:
     """The texts of the most demanding pass that the caps allow."""
-    lengths = job.template.lengths(job.corpus.train)
+    lengths = job.lengths(job.corpus.train)
     longest = np.argsort(-lengths, kind="stable")[: job.steps.micro_batch_size]
     caps = (job.steps.micro_batch_size, job.cfg.train.micro_batch_tokens)
     return cut(longest, lengths, *caps, is_packed=job.is_packed)[0]
@@ -328,7 +333,7 @@ def workload(job: Job, sampler: StepSampler) -> Workload:
     counts = {"validation": times(job.cfg.evaluation.every) + 1, "test": 1}
     scored = 0.0
     for name, split in job.corpus.evaluated().items():
-        of_split = job.template.lengths(split)
+        of_split = job.lengths(split)
         total_cells = sum(collate.cells(of_split[rows]) for rows in job.evaluation_batches(split))
         scored += counts[name] * total_cells / sampler.num_replicas
     parameters = sum(p.numel() for p in job.model.parameters())

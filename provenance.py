@@ -64,8 +64,8 @@ def _environment(view: View) -> Iterator[tuple[str, object]]:
     weights = part(view.history.start, "class_weights").items()
     yield "Class weights", ", ".join(f"{k}: {figure(w, '.3f')}" for k, w in weights) or "n/a"
     plan = {k: figure(v, ",.0f") for k, v in part(view.history.start, "steps").items()}
-    told = "{global_batch_size} = {micro_batch_size} x {accumulation_steps} x {world_size}"
-    yield "Texts a step", told.format_map(defaultdict(lambda: "n/a", plan)) + " processes"
+    told = "{global_batch_size}, by {world_size} processes in passes of at most {micro_batch_size}"
+    yield "Texts a step", told.format_map(defaultdict(lambda: "n/a", plan))
 
 
 def _files(run: Path) -> Iterator[tuple[Html, str, str]]:

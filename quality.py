@@ -61,7 +61,8 @@ class Part:
 def check(splits: Splits, *, seed: int) -> Checked:
     """All that texts and labels tell before they are tokenised; `seed` draws the samples.
 
-    `is_near` of the result marks evaluated texts that training has, too, or nearly.
+    `is_near` of the result marks evaluated texts that training has, too, or nearly, directly or
+    over texts of any split.
     """
     named, names = splits.named(), splits.label_names
     parts = _compared(named)
@@ -155,7 +156,7 @@ def equal_texts(part: Part, other: Part) -> Iterator[Finding | None]:
 
 
 def near_texts(part: Part, other: Part) -> Finding | None:
-    """Texts that nearly equal one of `other`, or an earlier one of the same part.
+    """Texts that nearly equal one of `other` or an earlier one of theirs, directly or over others.
 
     Not those that equal one, and in one split not those of one group, which are meant to be alike.
     """
@@ -164,7 +165,8 @@ def near_texts(part: Part, other: Part) -> Finding | None:
     groups = part.split.groups
     if other is part and groups:
         mates[[groups[i] == groups[mate] for i, mate in enumerate(mates)]] = -1
-    return _pairs("near", f"texts nearly equal {_earlier(part, other)}", part, other, mates)
+    what = f"texts nearly equal {_earlier(part, other)}, directly or over others"
+    return _pairs("near", what, part, other, mates)
 
 
 def parted_groups(part: Part, other: Part) -> Finding | None:

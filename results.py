@@ -28,7 +28,7 @@ from console import Console
 from corpus import TokenisedSplit
 from ddp import World
 from decision import FILE, Decision, Inference, as_json
-from errors import CANNOT_WRITE, CRASH, MISSING, OK, STOPPED, Refusal, printable
+from errors import CANNOT_WRITE, CRASH, MISSING, NON_FINITE, OK, STOPPED, Refusal, printable
 from files import read_json, replacing, write_json, write_text, writing
 from model import weights_key
 from prepare import Job, named_weights
@@ -116,6 +116,7 @@ def start(job: Job, run: RunDir, log: RunLog, console: Console, world: World) ->
         from_scratch=job.source.is_scratch,
         environment=environment(world),
         data=counts,
+        texts_sha256={name: job.corpus.report[name]["texts_sha256"] for name in counts},
         labels=job.corpus.label_names,
         positive_label=positive,
         class_weights=weights,
@@ -155,8 +156,9 @@ def _warn_of_changes(job: Job, run: RunDir, log: RunLog, console: Console, world
         return
     kept = [starts[-1].get(name) for name in ("environment", "config")]
     before, settings = (value if isinstance(value, dict) else {} for value in kept)
-    # These two alter the dropout masks; what else alters a result was refused by the identity.
+    # These alter the dropout masks; what else alters a result was refused by the identity.
     names = ("speed.padding", "speed.first_position")
+    names += ("train.micro_batch_size", "train.micro_batch_tokens")
     cfg = config.flatten(job.cfg)
     now = environment(world) | {name: cfg.pop(name) for name in names}
     before |= {name: settings.get(name) for name in names}
@@ -245,6 +247,12 @@ def finish(
             f"model.name: {printable(job.source.folder, 200)} has other weights than when the run "
             "began; put the first ones back and run the same command to finish",
         )
+    for name, found in logits.items():
+        if not np.isfinite(found).all():
+            told = (
+                f"the best model's logits on {name} are not finite; lower optimizer.lr or use fp32"
+            )
+            raise Refusal(NON_FINITE, told)
     savings.restore(job.model, job.base_model)
     final = {
         "best_step": progress.best_step,

@@ -19,6 +19,7 @@ from errors import BAD_CONFIG, CANNOT_WRITE, CRASH, UNAVAILABLE, Refusal, printa
 from files import hold, read_json, refuse_links, sweep, write_json, writing
 
 MAX_STARTS = 2  # after the same checkpoint, once torchrun restarts: a third would crash again
+MAX_TOLD = 70  # characters of an automatic name before seed and hash
 MAX_NAMED = 3  # settings that an automatic name shows
 # Of no interest there: the seed has a place of its own, the others follow from data and machine.
 UNNAMED = ("run.seed", "train.precision", "data.text_column", "data.label_column")
@@ -126,8 +127,9 @@ def name_run(cfg: Config, who: dict[str, object]) -> str:
         if value != defaults[name] and name not in UNNAMED
     ]
     digest = hashlib.sha256(json.dumps(who, sort_keys=True).encode()).hexdigest()[:6]
-    parts = [data, Path(cfg.model.name).name, *changed[:MAX_NAMED], f"s{cfg.run.seed}", digest]
-    return re.sub(r"[^\w.-]+", "", "-".join(parts).lower(), flags=re.ASCII)[:100]
+    told = "-".join([data, Path(cfg.model.name).name, *changed[:MAX_NAMED]]).lower()
+    told = re.sub(r"[^\w.-]+", "", told, flags=re.ASCII).lstrip("_.-")[:MAX_TOLD]
+    return f"{told or 'run'}-s{cfg.run.seed}-{digest}"
 
 
 def _brief(value: object) -> str:

@@ -15,7 +15,7 @@ class StepPlan:
     world_size: int
     global_batch_size: int  # texts of one step on all ranks
     micro_batch_size: int  # texts of one forward and backward on one rank, at most
-    accumulation_steps: int  # micro-batches of a full step on one rank, at most
+    accumulation_steps: int  # of a full step on one rank; more where tokens are capped, too
     steps_per_epoch: int
     total_steps: int
     warmup_steps: int
@@ -25,8 +25,9 @@ class StepPlan:
         return (
             f"{self.examples:,} texts / {self.global_batch_size} a step = {self.steps_per_epoch:,} "
             f"steps an epoch, {self.total_steps:,} in all, {self.warmup_steps:,} of them warm-up; "
-            f"a step = {self.world_size} process{'es' * (self.world_size > 1)} x at most "
-            f"{self.accumulation_steps} x {self.micro_batch_size} texts ({self.rule})"
+            f"a step = {self.world_size} process{'es' * (self.world_size > 1)} x "
+            f"{self.accumulation_steps} or more passes of at most {self.micro_batch_size} texts "
+            f"({self.rule})"
         )
 
 

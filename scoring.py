@@ -88,7 +88,7 @@ def final_scores(
 
     "intervals": score -> [low, high] of 95 %, in slices, too; "worst": column -> value and score;
     "decided": F1 by threshold and calibration error at the temperature; "near_duplicates": how
-    many texts are nearly equal to a training text, and the scores of the others.
+    many texts are nearly equal to a training text (`Checked.is_near`), and the others' scores.
     """
     scores = score_split(job, split, logits)
     predicted = logits.argmax(axis=1)
@@ -124,7 +124,7 @@ def intervals(
             continue
         scorer = bootstrap.scorer(name, job.positive)
         low, high = bootstrap.interval(labels, predicted, classes, scorer)
-        found[name] = [low, high] if np.isfinite([low, high]).all() else None
+        found[name] = [low, high] if low < high else None  # all drawn alike tell nothing
     return found
 
 

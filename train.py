@@ -228,6 +228,7 @@ def train(
         improved = progress.best_step == progress.step
         if ended or asked or improved or due(progress.step, cfg.checkpoint.every, job):
             progress.skipped += read_and_clear(skipped)
+            refuse_nonfinite(progress, cfg)
             is_last = bool(ended)
             world.one_at_first(lambda: saver.save(optimizer, progress, is_last=is_last))  # noqa: B023
             meter.restart()

@@ -32,7 +32,7 @@ LENGTHS = (12, 24, 48, 96)
 def measure(job, optimizer, world: World, *, texts: int, mean: float, steps: int) -> float:
     """Median seconds of some steps; the first two are not counted."""
     rng = np.random.default_rng(0)
-    own = job.template.lengths(job.corpus.train)
+    own = job.lengths(job.corpus.train)
     active = job.model.get_input_embeddings().active.cpu().numpy()
     seconds = []
     for step in range(steps + 2):

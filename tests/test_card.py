@@ -100,7 +100,7 @@ def test_a_model_from_scratch_says_so(tmp_path, small):
     assert "trained from scratch" in text and "base_model" not in text
 
 
-def test_findings_name_files_without_their_folders(tmp_path, small):
+def test_findings_name_no_folder_so_that_others_may_share_the_cache(tmp_path, small):
     train = (small / "train.csv").read_text().splitlines(keepends=True)
     validation = (small / "validation.csv").read_text().splitlines(keepends=True)
     (tmp_path / "train.csv").write_text("".join([*train, validation[1]]))  # a leak
@@ -108,6 +108,16 @@ def test_findings_name_files_without_their_folders(tmp_path, small):
     changes = {"model__name": small / "model", "train__max_steps": 2, "run__name": "leak"}
     assert tiny.run(tiny.settings(tmp_path, **changes)) == 0
     text = (tmp_path / "runs" / "leak" / "best" / "README.md").read_text()
-    assert "- train.csv: 1 rows" in text and str(tmp_path) not in text
-    data_report = (tmp_path / "runs" / "leak" / "data_report.json").read_text()
-    assert f"{tmp_path}/train.csv: 1 rows" in data_report, "control: the finding has the folder"
+    assert "- train: 1 rows" in text and str(tmp_path) not in text
+    other = tmp_path / "other"
+    other.mkdir()
+    for name in ("train.csv", "validation.csv"):
+        (tmp_path / name).rename(other / name)
+    again = tiny.settings(other, **changes | {"data__cache_dir": tmp_path / "cache"})
+    assert tiny.run(again) == 0
+    told = json.loads((other / "runs" / "leak" / "data_report.json").read_text())
+    assert [told[name]["file"] for name in ("train", "validation")] == [
+        str(other / "train.csv"),
+        str(other / "validation.csv"),
+    ]
+    assert any("1 rows" in f["message"] for f in told["findings"]), "control: from the cache"

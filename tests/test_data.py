@@ -182,6 +182,15 @@ def test_no_group_is_parted_when_validation_is_held_out(tmp_path):
     assert len(shared_groups(naive.train.rows, naive.validation.rows, group_of) - {""}) > 5
 
 
+def test_equal_texts_are_not_parted_when_validation_is_held_out(tmp_path):
+    once = rows(100)
+    got = splits(tmp_path, [*once, *(r | {"text": r["text"].upper()} for r in once)])
+    assert not got.findings and len(got.validation.rows) == 20
+    assert not set(map(normalised, got.train.texts)) & set(map(normalised, got.validation.texts))
+    parted = {(row - 1) % 100 for row in splits(tmp_path, rows(200)).validation.rows.tolist()}
+    assert len(parted) > 10, "control: other texts are drawn one by one"
+
+
 ONE_SIDED = [
     (30 * "a" + "b", None, 31 * "x", "label 'b' has too few rows or groups"),
     (
@@ -295,13 +304,14 @@ def test_bad_rows_stop_or_are_skipped_and_the_first_ten_are_listed(tmp_path):
     train = rows(40)
     for i in range(0, 24, 2):
         train[i] |= {"text": " \t"} if i % 4 else {"label": ""}
-    listed = "train.csv: 12 bad rows: row 1 (no label), row 3 (empty text), row 5 (no label), "
+    listed = "12 bad rows: row 1 (no label), row 3 (empty text), row 5 (no label), "
     with pytest.raises(Refusal) as caught:
         splits(tmp_path, train, rows(4, prefix="v"))
-    assert caught.value.exit_code == BAD_DATA and listed in caught.value.message
+    assert caught.value.exit_code == BAD_DATA and f"train.csv: {listed}" in caught.value.message
     assert "row 19 (empty text), ...; mend them" in caught.value.message, "ten are listed"
     got = splits(tmp_path, train, rows(4, prefix="v"), bad_rows="skip")
-    assert listed in got.findings[0] and got.findings[0].endswith("19 (empty text), ...; skipped")
+    assert got.findings[0].startswith(f"train: {listed}")
+    assert got.findings[0].endswith("19 (empty text), ...; skipped")
     assert got.train.rows.tolist() == [*range(2, 25, 2), *range(25, 41)]
     [found] = got.report["findings"]
     assert (found["kind"], found["count"], found["rows"]) == ("bad_rows", 12, list(range(1, 24, 2)))

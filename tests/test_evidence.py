@@ -91,6 +91,24 @@ def test_the_paired_test_is_that_of_rows_not_of_places(tmp_path):
     assert "no paired test" in "".join(evidence.paired_tests(*known(a, b)))
 
 
+def test_other_texts_with_the_same_rows_and_labels_are_not_compared(tmp_path):
+    a, b, c = (finished(tmp_path, name, seed) for name, seed in (("a", 0), ("b", 1), ("c", 1)))
+    for run, texts in ((a, "x"), (b, "x"), (c, "y")):
+        log = (run / "metrics.jsonl").read_text()
+        event, *rest = log.splitlines()
+        event = json.dumps(json.loads(event) | {"texts_sha256": {"validation": texts}})
+        (run / "metrics.jsonl").write_text("\n".join([event, *rest, ""]))
+    assert "no paired test" not in "".join(evidence.paired_tests(*known(a, b)))  # control
+    assert "their validation texts differ" in "".join(evidence.paired_tests(*known(a, c)))
+
+
+def test_a_score_that_all_resamples_share_has_no_interval(tmp_path):
+    labels = simulated(0)[0]
+    right = write(finished(tmp_path, "a", 0), lines(labels, np.eye(2)[labels]))
+    rows = dict(evidence.scores(*known(right), "validation"))
+    assert "[" not in rows["f1_macro"] and "[" in rows["loss"]
+
+
 def test_classes_in_another_order_are_the_same_classes(tmp_path):
     a, b = (finished(tmp_path, name, seed) for name, seed in (("a", 0), ("b", 1)))
     straight = evidence.paired_tests(*known(a, b))

@@ -93,6 +93,16 @@ def test_length_punctuation_and_capitals_do_not_give_the_label_away(sample):
     assert f1_score(labels, cross_val_predict(model, told, labels, cv=folds), average="macro") > 0.9
 
 
+def test_tfidf_sees_each_label_however_few_of_many_texts_have_it(monkeypatch):
+    monkeypatch.setattr(baselines, "MAX_TRAIN", 20)
+    labels = (np.arange(1000) < 2).astype(int)
+    for seed in range(5):
+        fitted = baselines.tfidf(
+            [f"text {i}" for i in range(1000)], labels, {"v": ["text"]}, classes=2, seed=seed
+        )
+        assert fitted["v"].min() > 0
+
+
 def test_tfidf_learns_something_and_not_everything(sample):
     train, test = sample["train"], sample["test"]
     fitted = baselines.tfidf(

@@ -73,11 +73,14 @@ def test_no_texts_or_broken_logits_give_no_scores(logits):
 def test_the_deciding_value_by_name():
     by_lang = {"en": {"f1_macro": 0.9, "loss": 0.1}, "pt": {"f1_macro": 0.5, "loss": 0.4}}
     scores = {"f1_macro": 0.7, "loss": 0.2, "mcc": None, "slices": {"lang": by_lang}}
-    by_lang["xx"] = {"f1_macro": None, "loss": None}
+    by_lang["xx"] = {"f1_macro": None, "loss": 0.2}  # lacks a label
     assert select("f1_macro", scores) == 0.7 and select("loss", scores) == -0.2
     assert select("f1_macro/worst:lang", scores) == 0.5
     assert select("f1_macro/mean:lang", scores) == pytest.approx(0.7)
     assert select("loss/worst:lang", scores) == -0.4 and select("mcc", scores) == -math.inf
+    by_lang["xx"]["loss"] = None  # its logits are not finite
+    for how in ("worst", "mean"):
+        assert select(f"f1_macro/{how}:lang", scores) == -math.inf
 
 
 @pytest.mark.parametrize("name", ["f1", "f1_macro/lang", "f1_macro/worst:", "f1_macro/best:lang"])

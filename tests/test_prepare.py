@@ -10,6 +10,7 @@ import tiny
 import torch
 
 import prepare
+from batches import EVAL_TOKENS
 from errors import Refusal
 
 
@@ -55,6 +56,20 @@ def test_a_resume_keeps_the_smaller_cut_and_says_so(small):
     assert prepare.keep_cut(job, 1024, said.append).cfg.train.micro_batch_tokens == 1024
     assert prepare.keep_cut(job, 65536, said.append).cfg.train.micro_batch_tokens == 8192
     assert "this run had 65,536 before" in said[1] and "1,024" in said[0]
+
+
+def test_passes_padded_to_the_maximum_keep_the_cap_of_tokens(small):
+    def job(padding: str):
+        changes = {"speed__padding": padding, "data__max_length": 64}
+        return tiny.make_job(tiny.settings(small, train__micro_batch_tokens=128, **changes))
+
+    full, own = job("max"), job("batch")
+    passes = full.sampler(rank=0).micro_batches(0)
+    assert [len(texts) for texts in passes] == [2, 2, 2, 2], "128 tokens are two texts of 64"
+    assert len(prepare.longest_micro_batch(full)) == 2
+    for texts in full.evaluation_batches(full.corpus.validation):
+        assert len(texts) * 64 <= EVAL_TOKENS["cpu"]
+    assert len(own.sampler(rank=0)) < len(full.sampler(rank=0)), "control: the texts are shorter"
 
 
 def test_check_does_not_import_scikit_learn_once_the_data_is_cached(small):

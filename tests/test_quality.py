@@ -142,7 +142,8 @@ def test_rows_and_labels_of_the_other_text_are_told():
         plant(made)
     [near, equal] = check(made).findings[::-1]
     assert near.message == (
-        "train: 1 texts nearly equal an earlier one, 1 of them with another label: rows 20 ~ 3"
+        "train: 1 texts nearly equal an earlier one, directly or over others, "
+        "1 of them with another label: rows 20 ~ 3"
     )
     assert equal.kind == "contradictory" and equal.message.endswith("rows 30 = 20")
     assert near.details == {"other_split": "train", "other_rows": [3], "other_label": 1}

@@ -2,6 +2,7 @@
 
 import re
 
+import pytest
 import tiny
 
 from rundir import identity, name_run
@@ -25,6 +26,17 @@ def test_it_tells_data_model_and_up_to_three_settings():
         r"myjokes-xlm-roberta-base-maxlength64-epochs3-labelsmoothing0.1-s42-[0-9a-f]{6}", told
     )
     assert name(run__name="mine", optimizer__lr=1e-5) == "mine"
+
+
+@pytest.mark.parametrize("file", ["данные/train.csv", "_train.csv", ".data/train.csv", "笑.csv"])
+def test_files_of_any_name_give_a_name_that_begins_with_a_letter(file):
+    assert re.fullmatch(r"[a-z0-9][\w.-]{0,99}", name(data__train=file), flags=re.ASCII)
+
+
+def test_a_long_name_keeps_seed_and_hash():
+    long = {"model__name": "m" * 200, "optimizer__lr": 1e-5}
+    names = {name(**long, run__seed=seed, model_key=key) for seed in (1, 2) for key in "ab"}
+    assert len(names) == 4 and max(map(len, names)) <= 100
 
 
 def test_it_changes_with_what_alters_the_result_and_with_nothing_else():

@@ -333,12 +333,37 @@ def test_weights_that_change_while_a_run_goes_on_are_refused_at_its_end(small, m
     assert tiny.run(arguments(small, "moved")) == 0
 
 
-def test_a_resume_with_another_padding_is_said(small, capsys):
-    assert tiny.run(arguments(small, "padded", speed__padding="batch"), 3) == 75
-    assert tiny.run(arguments(small, "padded")) == 0
-    assert "speed.padding batch -> free" in capsys.readouterr().err
+def test_a_resume_with_another_padding_or_cut_is_said(small, capsys):
+    before = {"speed__padding": "batch", "train__micro_batch_tokens": 64, "log__every": 2}
+    assert tiny.run(arguments(small, "padded", **before), 3) == 75
+    assert tiny.run(arguments(small, "padded", train__micro_batch_tokens=128)) == 0
+    said = capsys.readouterr().err.splitlines()
+    otherwise = next(line for line in said if "so the bytes may differ" in line)
+    assert (
+        "speed.padding batch -> free" in otherwise and "micro_batch_tokens 64 -> 128" in otherwise
+    )
+    same = next(line for line in said if "same result" in line)
+    assert "log.every 2 -> 1" in same and "micro_batch" not in same
     refused = arguments(small, "padded", speed__active_vocabulary="false", run__name="padded")
     assert tiny.run(refused) == 78
+
+
+def test_stopping_early_does_not_go_round_the_count_of_skipped_steps(small, monkeypatch, capsys):
+    few = {"log__every": 100, "evaluation__every": 1, "evaluation__patience": 1}
+    command = arguments(small, "skipped", train__max_nonfinite=0, **few)
+    assert tiny.run([*command, "run.name=control"]) == 0
+    loss = train.step_loss
+    monkeypatch.setattr(train, "step_loss", lambda *given: loss(*given) * float("nan"))
+    assert tiny.run(command) == 76
+    assert "steps had a gradient that is not finite" in capsys.readouterr().err
+
+
+def test_a_model_whose_logits_are_not_finite_is_no_finished_run(small, monkeypatch, capsys):
+    evaluate = train.evaluate
+    monkeypatch.setattr(train, "evaluate", lambda *given: evaluate(*given) * float("nan"))
+    assert tiny.run(arguments(small, "nan")) == 76
+    assert "logits on validation are not finite" in capsys.readouterr().err
+    assert not (small / "runs" / "nan" / "results.json").exists()
 
 
 def test_the_deciding_value_is_logged_of_evaluations_and_baselines(small):

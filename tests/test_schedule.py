@@ -60,6 +60,12 @@ def test_accumulation_steps_take_precedence_when_given():
     assert "accumulation_steps decides" in plan.rule and str(plan.total_steps) in str(plan)
 
 
+def test_what_is_told_of_a_step_holds_for_passes_that_a_cap_of_tokens_cuts():
+    assert "= 1 process x 4 or more passes of at most 8 texts" in str(
+        plan_steps(1000, **ARITHMETIC)
+    )
+
+
 @pytest.mark.parametrize("epochs, max_steps, total", [(0.5, None, 16), (0.001, None, 1), (3, 5, 5)])
 def test_parts_of_epochs_and_a_limit_on_steps(epochs, max_steps, total):
     plan = plan_steps(1000, **ARITHMETIC | {"epochs": epochs, "max_steps": max_steps})

@@ -14,7 +14,7 @@ from corpus import TokenisedSplit
 from decision import PLAIN, fit
 from metrics import collapse_cause, logit_spread, only_class
 
-RNG = np.random.default_rng(0)
+RNG = np.random.default_rng(1)
 N = 240
 
 
@@ -40,8 +40,9 @@ def job_of(split: TokenisedSplit) -> SimpleNamespace:
 
 def data(near: int = 0) -> tuple[TokenisedSplit, np.ndarray]:
     """A split and logits; texts of pt are mostly wrong, the first `near` ones are all right."""
-    labels = (RNG.random(N) < 0.3).astype(np.int64)
-    margin = np.where(labels == 1, 1.0, -1.0) + RNG.normal(size=N)
+    rng = np.random.default_rng(0)
+    labels = (rng.random(N) < 0.3).astype(np.int64)
+    margin = np.where(labels == 1, 1.0, -1.0) + rng.normal(size=N)
     margin[2::3] *= -0.5
     margin[:near] = np.where(labels[:near] == 1, 5.0, -5.0)
     split = split_of(labels, np.arange(N) < near)
@@ -62,6 +63,15 @@ def test_intervals_are_the_bootstraps_over_all_and_over_each_slice():
             expected = bootstrap.interval(split.labels[members], predicted[members], 2, scorer)
             of_value = found["slices"]["lang"][value]
             assert of_value["intervals"][name] == pytest.approx(expected)
+
+
+def test_a_score_that_all_resamples_share_has_no_interval():
+    split, logits = data()
+    job, everyone = job_of(split), np.ones(len(split), dtype=bool)
+    right = scoring.intervals(job, split.labels, split.labels, everyone)
+    assert set(right.values()) == {None}
+    found = scoring.intervals(job, split.labels, logits.argmax(axis=1), everyone)
+    assert None not in found.values(), "control"
 
 
 def test_the_worst_slice_is_named_and_is_another_where_another_is_worse():
