@@ -16,6 +16,9 @@ import numpy as np
 REPLICATES = 10_000
 TAIL = 0.025  # on each side of a 95 % interval
 Z = 1.959964  # standard errors that leave as much
+# Of a label, for a score that needs it to have an interval: of n examples e^-n of the resamples
+# have none, and what they say of the score is another score.
+FEWEST = 5
 CHUNK = 1 << 22  # drawn numbers that are held at once
 
 
@@ -134,6 +137,29 @@ def interval(
     over other training runs. With a handful of examples a class it lies low, as F1 is concave.
     """
     return _middle(_drawn((labels, predicted), classes, score, seed, replicates)[0])
+
+
+def told_interval(
+    labels: np.ndarray,
+    predicted: np.ndarray,
+    classes: int,
+    name: str,
+    positive: int | None,
+    **options: int,
+) -> tuple[float, float] | None:
+    """`interval` of the score called `name`; None where it would mislead or is not defined.
+
+    That is where all resamples are alike, and where the positive class, or for a mean over classes
+    all but one of them, has fewer than FEWEST examples.
+    """
+    if name == "f1_positive" and positive is None:
+        return None
+    enough = np.bincount(labels, minlength=classes) >= FEWEST
+    needed = {"f1_macro": enough.sum() > 1, "f1_positive": enough[positive or 0]}
+    if not needed.get(name, True):
+        return None
+    low, high = interval(labels, predicted, classes, scorer(name, positive), **options)
+    return (low, high) if low < high else None
 
 
 def paired(

@@ -98,9 +98,14 @@ def size_of(files: dict[str, dict[str, Tensor]]) -> int:
 
 
 def seal(folder: Path) -> None:
-    """Add manifest.json with the size and sha256 of every file, all of them on disk afterwards."""
-    files = {}
-    for path in sorted(p for p in folder.iterdir() if p.is_file()):
+    """Add manifest.json with the size and sha256 of every file, all of them on disk afterwards.
+
+    All get its permissions: safetensors makes its files the user's own.
+    """
+    write_json(folder / "manifest.json", {})
+    permissions, files = (folder / "manifest.json").stat().st_mode & 0o777, {}
+    for path in sorted(p for p in folder.iterdir() if p.is_file() and p.name != "manifest.json"):
+        path.chmod(permissions)
         with open(path, "rb") as file:
             os.fsync(file.fileno())
             digest = hashlib.file_digest(file, "sha256").hexdigest()

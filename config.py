@@ -289,7 +289,8 @@ def _read_yaml(path: Path) -> Iterator[tuple[str, tuple[yaml.Node, str]]]:
     try:
         raw = read_bytes(path, MAX_BYTES)
     except FileNotFoundError:
-        raise Refusal(MISSING, f"{shown}: no such configuration file") from None
+        where = "" if Path(path).is_absolute() else f" in {printable(Path.cwd(), 200)}"
+        raise Refusal(MISSING, f"{shown}: no such configuration file{where}") from None
     except OSError as error:
         code = BAD_CONFIG if error.errno == errno.EFBIG else MISSING
         raise Refusal(code, f"{shown}: {error.strerror}") from None
@@ -353,6 +354,7 @@ def _compose(raw: bytes, where: str) -> yaml.Node | None:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or error
+        problem = f"{problem}; indent with blanks" if "'\\t'" in str(problem) else problem
         raise Refusal(BAD_CONFIG, f"{where}{line}: {printable(problem)}") from None
 
 

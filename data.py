@@ -129,14 +129,15 @@ def read_splits(cfg: DataConfig, *, seed: int) -> Splits:
         train, validation = _split_off(train, seed)
     test = _limit(test, cfg.limit, seed) if test else None
     names = _label_names(train)
-    _check_labels(names, cfg, [validation, *([test] if test else [])], train.name)
-    train, leaked = _without_leaks(train, [validation, *([test] if test else [])], cfg.leaks)
+    _check_labels(names, cfg, [table for table in (validation, test) if table], train.name)
+    others = {"validation": validation} | ({"test": test} if test else {})
+    train, leaked = _without_leaks(train, others, cfg.leaks)
     if leaked:
         findings.append(leaked)
     if _label_names(train) != names:
         raise Refusal(BAD_DATA, f"{train.name}: without leaked rows a label has no example left")
     positive = _positive(names, train.labels, cfg.positive_label)
-    splits = {"train": train, "validation": validation} | ({"test": test} if test else {})
+    splits = {"train": train} | others
     report = {name: _counts(table) for name, table in splits.items()}
     report["held_out"] = 0 if cfg.validation else len(validation.rows)
     report["findings"] = [asdict(finding) for finding in findings]
@@ -230,6 +231,8 @@ def _wanted_columns(file: str, columns: Sequence[str], cfg: DataConfig) -> dict[
         if column in columns:
             return columns.index(column)
         has = ", ".join(printable(c, 30) for c in columns[:20])
+        if len(columns) == 1 and ";" in columns[0]:
+            has += "; are its columns parted by ';' where commas are expected?"
         raise Refusal(
             BAD_DATA, f"{file}: no column '{printable(column)}' ({key}); the file has: {has}"
         )
@@ -378,22 +381,25 @@ def _refuse_long(word: str, where: str) -> None:
         raise Refusal(BAD_DATA, f"{where}: {found}; expected at most {MAX_WORD}")
 
 
-def _without_leaks(train: Table, others: list[Table], mode: str) -> tuple[Table, Finding | None]:
+def _without_leaks(
+    train: Table, others: dict[str, Table], mode: str
+) -> tuple[Table, Finding | None]:
     """`train` without the rows that an evaluation split has too, and what to tell the user."""
-    seen: dict[str, set[str]] = {}
-    for table in others:
-        for text, label in zip(table.texts, table.labels, strict=True):
-            seen.setdefault(normalised(text), set()).add(label)
-    labels = [seen.get(normalised(text)) for text in train.texts]
-    leaked = [i for i, found in enumerate(labels) if found]
+    seen: dict[str, dict[str, str]] = {}  # text -> label -> where it stands first
+    for name, table in others.items():
+        for text, label, row in zip(table.texts, table.labels, table.rows, strict=True):
+            seen.setdefault(normalised(text), {}).setdefault(label, f"{row} of {name}")
+    found = [seen.get(normalised(text)) for text in train.texts]
+    leaked = [i for i, labels in enumerate(found) if labels]
     if not leaked:
         return train, None
     rows = [train.rows[i] for i in leaked]
-    odd = [train.rows[i] for i in leaked if train.labels[i] not in labels[i]]
+    odd = [i for i in leaked if train.labels[i] not in found[i]]
+    pairs = [f"{train.rows[i]} = {next(iter(found[i].values()))}" for i in odd]
     share = len(leaked) / len(train.rows)
     message = (
         f"{len(leaked):,} rows ({share:.1%}) are also in validation or test: "
-        f"{listed(rows)}" + (f" ({len(odd):,} with another label: {listed(odd)})" if odd else "")
+        f"{listed(rows)}" + (f" ({len(odd):,} with another label: {listed(pairs)})" if odd else "")
     )
     if mode == "stop":
         mend = "mend them or set data.leaks=drop"
@@ -403,11 +409,12 @@ def _without_leaks(train: Table, others: list[Table], mode: str) -> tuple[Table,
         raise Refusal(BAD_DATA, f"{train.name}: {message}; {odd_files}")
     end = "kept, so the scores flatter" if mode == "keep" else "left out of training"
     message = f"train: {message}; {end}"
-    details = {"share": share, "other_label": len(odd), "other_label_rows": odd[:KEPT]}
+    odd_rows = [train.rows[i] for i in odd[:KEPT]]
+    details = {"share": share, "other_label": len(odd), "other_label_rows": odd_rows}
     finding = Finding("leaks", "train", message, len(leaked), rows[:KEPT], details)
     if mode == "keep":
         return train, finding
-    return train.keep([i for i, found in enumerate(labels) if not found]), finding
+    return train.keep([i for i, labels in enumerate(found) if not labels]), finding
 
 
 def _positive(names: list[str], train_labels: list[str], wanted: str) -> int | None:

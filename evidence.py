@@ -69,11 +69,7 @@ def _interval(run: Run, p: Predictions, name: str) -> tuple[float, float] | None
         likelihood = p.probabilities[np.arange(len(p)), p.labels]
         return bootstrap.mean_interval(-np.log(np.maximum(likelihood, TINY)))
     about = positive(run, p.classes)
-    if name == "f1_positive" and about is None:
-        return None
-    score = bootstrap.scorer(name, about)
-    low, high = bootstrap.interval(p.labels, p.predicted, len(p.classes), score)
-    return (low, high) if low < high else None
+    return bootstrap.told_interval(p.labels, p.predicted, len(p.classes), name, about)
 
 
 def remarks(runs: Mapping[str, Run], known: Mapping[str, Known]) -> list[str]:

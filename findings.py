@@ -39,12 +39,8 @@ def interval(
     p: Predictions, score: str, positive: int | None, where: object = slice(None), **options: int
 ) -> tuple[float, float] | None:
     """The 95 % interval of a score over some of a split's texts; None where there is none."""
-    if score == "f1_positive" and positive is None:
-        return None
-    scorer = bootstrap.scorer(score, positive)
-    labels, predicted = p.labels[where], p.predicted[where]
-    low, high = bootstrap.interval(labels, predicted, len(p.classes), scorer, **options)
-    return (low, high) if low < high else None  # all drawn alike tell nothing
+    labels, predicted, classes = p.labels[where], p.predicted[where], len(p.classes)
+    return bootstrap.told_interval(labels, predicted, classes, score, positive, **options)
 
 
 def with_interval(value: object, within: tuple[float, float] | None) -> Html:

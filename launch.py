@@ -68,14 +68,17 @@ class Plan:
 
 def parse(argv: list[str]) -> tuple[str, list[str], list[str]]:
     """(configuration file, flags, settings) of a command line; Refusal 64 for an unknown flag."""
-    named = bool(argv) and re.search(r"\.ya?ml$", argv[0]) and "=" not in argv[0]
-    rest = argv[1:] if named else argv
+    named = [a for a in argv if re.search(r"\.ya?ml$", a) and "=" not in a]
+    if len(named) > 1:
+        told = f"'{printable(named[0])}' and '{printable(named[1])}'"
+        raise Refusal(USAGE, f"expected one settings file, found {told}")
+    rest = [a for a in argv if a not in named]
     flags = [a for a in rest if a.startswith("-")]
     unknown = [a for a in flags if a not in ("--check", "--strict")]
     if unknown:
         usage = __doc__.split("\n")[2]
         raise Refusal(USAGE, f"unknown option '{printable(unknown[0])}'; {usage}")
-    return argv[0] if named else "config.yaml", flags, [a for a in rest if a not in flags]
+    return named[0] if named else "config.yaml", flags, [a for a in rest if a not in flags]
 
 
 def make_plan(environ: dict[str, str], gpus: int) -> Plan:

@@ -308,12 +308,25 @@ def load_trained(source: Source, tokenizer) -> nn.Module:
     model that does not choose one of several labels. These are in its config.id2label.
     """
     config = _load_config(source)
-    names = [config.id2label.get(i) for i in range(config.num_labels)]
+    names = _names(config)
     if len(names) < 2 or config.problem_type not in (None, "single_label_classification"):
         _refuse(source.folder, "does not choose one of several labels")
     if len({name for name in names if isinstance(name, str)}) < len(names):
         _refuse(source.folder, "its id2label does not give each label a name of its own")
     return load_model(source, names, tokenizer, max_length=0, seed=0, is_trained=True)
+
+
+def has_head(source: Source, label_names: list[str]) -> bool:
+    """Whether the weights bring a classification head for the same labels."""
+    if source.is_scratch:
+        return False
+    config = _load_config(source)
+    kinds = config.architectures or []
+    return _names(config) == label_names and any("SequenceClassification" in k for k in kinds)
+
+
+def _names(config) -> list[str | None]:
+    return [config.id2label.get(i) for i in range(config.num_labels)]
 
 
 def load_model(
@@ -349,7 +362,7 @@ def load_model(
         return model.train()
     try:
         config = _load_config(source)
-        same_labels = [config.id2label.get(i) for i in range(config.num_labels)] == label_names
+        same_labels = _names(config) == label_names
         config.update(names | OUTPUTS)
         with _bounded(source):
             model, loading = AutoModelForSequenceClassification.from_pretrained(

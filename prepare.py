@@ -27,6 +27,7 @@ from schedule import StepPlan, plan_steps
 # pass fits the GPU. On a CPU larger passes are no faster and only take memory.
 AUTO_TOKENS = {"cpu": 8192, "cuda": 65536}
 
+MIN_DECIDING = 30  # texts of a slice that chooses the best checkpoint
 SAVED_BYTES_PER_S = 300e6  # of a checkpoint, written, hashed and flushed to a cloud disk
 
 
@@ -123,9 +124,12 @@ def prepare(cfg: Config, world: World, say: Callable[[str], None], *, strict: bo
     world.require_same(BAD_DATA, data=corpus.key)
     world.together(lambda: check_metric(cfg, corpus))
     world.together(lambda: _check_known_labels(cfg, corpus))
+    if told := few_decide(cfg, corpus):
+        say(f"  {told}")
     cut_text = (cfg.data.max_length, cfg.data.truncation)
     template = world.together(lambda: models.template(tokenizer, *cut_text))
-    say(f"loading the model {source.name}")
+    keeps = world.together(lambda: models.has_head(source, corpus.label_names))
+    say(f"loading the model {source.name}" + " with its head, of the same labels" * keeps)
     classifier = world.together(
         lambda: models.load_model(
             source, corpus.label_names, tokenizer, max_length=cfg.data.max_length, seed=cfg.run.seed
@@ -196,6 +200,23 @@ def check_metric(cfg: Config, corpus: Corpus | None) -> None:
         _check_all_labels(corpus, base, column)
     if base == "f1_positive" and corpus.positive is None:
         raise Refusal(BAD_CONFIG, "evaluation.metric: f1_positive needs data.positive_label")
+
+
+def few_decide(cfg: Config, corpus: Corpus) -> str | None:
+    """That the metric is of a slice with few texts, which then choose the best checkpoint."""
+    _, how, column = metrics.parse_metric(cfg.evaluation.metric)
+    if how != "worst":
+        return None
+    codes, values = corpus.validation.slices[column]
+    counts = np.bincount(codes, minlength=len(values))
+    few = int(counts.argmin())
+    if counts[few] >= MIN_DECIDING:
+        return None
+    value = f"'{printable(values[few], 30)}' of {printable(column, 30)}"
+    return (
+        f"evaluation.metric: {value} has {counts[few]:,} validation texts; where so few decide, "
+        "the best checkpoint is mostly chance"
+    )
 
 
 def _check_all_labels(corpus: Corpus, base: str, column: str | None) -> None:

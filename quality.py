@@ -14,7 +14,7 @@ from itertools import chain
 import numpy as np
 
 import duplicates
-from data import KEPT, SHOWN, Finding, Split, Splits, listed
+from data import KEPT, SHOWN, Finding, Split, Splits, listed, normalised
 from errors import printable
 from shortcuts import giveaways, surface
 
@@ -75,6 +75,7 @@ def check(splits: Splits, *, seed: int) -> Checked:
         found += [parted_groups(part, other) for other in parts[:i]]
     for name, split in named.items():
         found += [hollow_texts(name, split), accidents(name, split)]
+    found.append(like_labels(splits.train, names))
     for part in evaluated:
         found += [few_labels(part.name, part.split, names), few_in_slices(part, splits.train)]
     report: dict[str, dict[str, object]] = {
@@ -209,6 +210,20 @@ def accidents(name: str, split: Split) -> Finding | None:
     told = ", ".join(f"{n:,} {kind}" for kind, n in counts.most_common())
     what = f"texts show accidents of encoding ({told})"
     return _finding("encoding", name, what, split.rows[np.array(places, dtype=int)], **counts)
+
+
+def like_labels(train: Split, label_names: list[str]) -> Finding | None:
+    """Labels that are one word but for capitals, blanks or width; rows of all but the commonest."""
+    like: dict[str, list[int]] = {}
+    for k, label in enumerate(label_names):
+        like.setdefault(normalised(label), []).append(k)
+    counts = np.bincount(train.labels, minlength=len(label_names))
+    told, rare = [], []
+    for several in (group for group in like.values() if len(group) > 1):
+        told.append(" and ".join(f"'{printable(label_names[k], 30)}'" for k in several))
+        rare += sorted(several, key=lambda k: counts[k])[:-1]
+    what = f"texts have labels that are nearly another's name ({listed(told)})"
+    return _finding("like_labels", "train", what, train.rows[np.isin(train.labels, rare)])
 
 
 # --- what cannot be scored ------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from progress import Progress
 from runlog import number
 
 WITH_INTERVALS = ("f1_macro", "f1_positive")
+BLUNT = 50  # a fitted temperature above which all probabilities are nearly alike
 MANY = 2000  # classes x values of a slice column beyond which intervals would take minutes
 
 
@@ -120,11 +121,8 @@ def intervals(
     if len(np.unique(labels)) < classes:
         return found
     for name in WITH_INTERVALS:
-        if name == "f1_positive" and job.positive is None:
-            continue
-        scorer = bootstrap.scorer(name, job.positive)
-        low, high = bootstrap.interval(labels, predicted, classes, scorer)
-        found[name] = [low, high] if low < high else None  # all drawn alike tell nothing
+        within = bootstrap.told_interval(labels, predicted, classes, name, job.positive)
+        found[name] = list(within) if within else None
     return found
 
 
@@ -210,6 +208,7 @@ def _decided_lines(scores: Mapping[str, object]) -> list[str]:
         lines.append(
             f"calibration error {scores['calibration_error']:.3f}, "
             f"{decided['calibration_error']:.3f} at temperature {decided['temperature']:.2f}"
+            + (", so probabilities tell next to nothing" if decided["temperature"] > BLUNT else "")
         )
     return lines
 

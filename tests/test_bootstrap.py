@@ -5,7 +5,7 @@ import pytest
 from sklearn import metrics as sk
 
 import bootstrap
-from bootstrap import Counts, interval, mean_interval, paired, scorer, value
+from bootstrap import Counts, interval, mean_interval, paired, scorer, told_interval, value
 
 SETS = 500
 F1 = scorer("f1_macro")
@@ -75,6 +75,22 @@ def test_intervals_hold_the_truth_in_95_of_100_sets(name):
         held_twice.append(low <= truth(name) <= high)
     assert 0.93 <= share(held) <= 0.97
     assert share(held_twice) < 0.9
+
+
+def test_too_few_examples_of_a_class_have_no_interval():
+    labels = (np.arange(60) < 4).astype(int)
+    predicted = np.roll(labels, 2)
+    for name in ("f1_macro", "f1_positive"):
+        assert told_interval(labels, predicted, 2, name, 1) is None
+        labels[10] = 1
+        assert told_interval(labels, predicted, 2, name, 1) == interval(
+            labels, predicted, 2, scorer(name, 1)
+        ), "control: five are enough"
+        labels[10] = 0
+    assert told_interval(labels, predicted, 2, "accuracy", None)
+    assert told_interval(labels + (np.arange(60) > 40), predicted, 3, "f1_macro", None), "the rest"
+    assert told_interval(labels, labels, 2, "accuracy", None) is None, "all resamples are alike"
+    assert told_interval(labels, predicted, 2, "f1_positive", None) is None
 
 
 def test_an_interval_is_that_of_resampled_examples():

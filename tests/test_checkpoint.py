@@ -38,6 +38,14 @@ def test_a_round_trip_gives_the_same_tensors(saved, small):
             assert torch.equal(moment, theirs.state[b][name])
 
 
+def test_all_files_have_the_permissions_that_new_files_get(saved):
+    root, _, _ = saved
+    (root / "plain").touch()
+    expected = (root / "plain").stat().st_mode
+    files = list(checkpoint.newest(root)[0].iterdir())
+    assert len(files) == 4 and {path.stat().st_mode for path in files} == {expected}
+
+
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json", "manifest.json")
 
 

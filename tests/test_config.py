@@ -215,6 +215,7 @@ REFUSED = {
     "section no word": ("? [a]\n: 1", "line 1: a section must be a word"),
     "key no word": ("log:\n  ? [a]\n  : 1", "line 2: a key must be a word"),
     "broken YAML": ("log:\n  every: [1\nrun:\n", "line 3: expected ',' or ']', but got ':'"),
+    "tab": ("log:\n\tevery: 5", "cannot start any token; indent with blanks"),
     "control character": ("log: \x1b[31m", "special characters are not allowed"),
     "two documents": ("log: {}\n---\nrun: {}", "line 2: a second document begins; expected one"),
 }
@@ -263,6 +264,8 @@ def test_a_wrong_override_is_refused_by_name(override, message):
 def test_a_missing_file_or_a_folder_is_66_and_its_name_is_shown_on_one_line(tmp_path):
     error = refusal(tmp_path / "a\nb.yaml")
     assert error.exit_code == MISSING and "a\\nb.yaml: no such configuration file" in error.message
+    error = refusal(Path("none.yaml"))
+    assert error.message.endswith(f"none.yaml: no such configuration file in {Path.cwd()}")
     error = refusal(tmp_path)
     assert error.exit_code == MISSING and "is a folder; expected a regular" in error.message
     (tmp_path / "a\nb.yaml").write_text("x: 1")

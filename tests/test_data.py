@@ -287,7 +287,9 @@ def test_leaked_rows_whose_label_differs_there_are_named(tmp_path):
     assert got.findings[0].endswith("37, 38, 39; left out of training")
     copies[0]["label"] = "1"
     got = splits(tmp_path, train, rows(8, prefix="v") + copies)
-    assert got.findings[0].endswith("37, 38, 39 (1 with another label: 37); left out of training")
+    assert got.findings[0].endswith(
+        "37, 38, 39 (1 with another label: 37 = 9 of validation); left out of training"
+    )
     assert got.report["findings"][0]["details"]["other_label_rows"] == [37]
 
 
@@ -327,6 +329,7 @@ FILES = [
     ("jsonl", b" \n", "the file is empty"),
     ("csv", b"text,label\n\n", "no usable row below the header"),
     ("csv", b"text,label\nx,0\ny,0\n", "only one label, '0'"),
+    ("csv", b"text;label\nx;0\n", "the file has: text;label; are its columns parted by ';'"),
     ("csv", b"a,label\nx,0\n", "no column 'text' (data.text_column); the file has: a, label"),
     ("tsv", b"text\tl\nx\t0\n", "no column 'label' (data.label_column)"),
     ("tsv", GOOD, "the file has: text,label"),

@@ -138,6 +138,10 @@ def test_the_head_is_kept_for_the_same_labels_and_drawn_anew_for_others(folder):
     first = load(folder, ["no", "yes"])
     first.save_pretrained(folder)
     saved = first.classifier.out_proj.weight
+    source = models.Source("", folder)
+    assert models.has_head(source, ["no", "yes"]) and not models.has_head(source, ["a", "b"])
+    first.roberta.save_pretrained(folder / "encoder")  # control: it keeps the labels' names
+    assert not models.has_head(models.Source("", folder / "encoder"), ["no", "yes"])
     assert torch.equal(load(folder, ["no", "yes"], seed=5).classifier.out_proj.weight, saved)
     assert not torch.equal(load(folder, ["a", "b"], seed=5).classifier.out_proj.weight, saved)
     three = load(folder, ["a", "b", "c"])

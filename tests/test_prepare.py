@@ -9,6 +9,7 @@ import pytest
 import tiny
 import torch
 
+import config
 import prepare
 from batches import EVAL_TOKENS
 from errors import Refusal
@@ -70,6 +71,15 @@ def test_passes_padded_to_the_maximum_keep_the_cap_of_tokens(small):
     for texts in full.evaluation_batches(full.corpus.validation):
         assert len(texts) * 64 <= EVAL_TOKENS["cpu"]
     assert len(own.sampler(rank=0)) < len(full.sampler(rank=0)), "control: the texts are shorter"
+
+
+def test_a_slice_with_few_texts_that_decides_is_named(small):
+    said = []
+    for metric in ("f1_macro/worst:lang", "f1_macro/mean:lang", "f1_macro"):
+        cfg = config.load(None, tiny.settings(small, evaluation__metric=metric))
+        prepare.prepare(cfg, tiny.alone(), said.append)
+    told = [line for line in said if "evaluation.metric" in line]
+    assert len(told) == 1 and "validation texts; where so few decide" in told[0]
 
 
 def test_check_does_not_import_scikit_learn_once_the_data_is_cached(small):

@@ -1,5 +1,6 @@
 """Planted faults are named with exactly their rows, and a clean set has none."""
 
+import dataclasses
 import random
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -134,6 +135,15 @@ def test_a_planted_fault_is_named_with_its_row_and_nothing_else_is(what):
         plant(made)
     several = [("hollow", "train", [20]), ("hollow", "test", [7])]
     assert told(check(made).findings) == ([expected] if expected else several)
+
+
+def test_labels_that_differ_in_capitals_are_named_with_the_rows_of_the_rarer():
+    split = make_split(clean()["train"][:6])
+    labels = np.array([0, 1, 2, 2, 3, 2])
+    split = dataclasses.replace(split, labels=labels)
+    found = quality.like_labels(split, ["NO", "YES", "no", "yes"])
+    assert found.rows == [1, 2] and "('NO' and 'no', 'YES' and 'yes')" in found.message
+    assert quality.like_labels(split, ["no", "yes", "maybe", "never"]) is None
 
 
 def test_rows_and_labels_of_the_other_text_are_told():

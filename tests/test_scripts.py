@@ -156,6 +156,16 @@ def test_the_plan_follows_the_gpus_unless_told_otherwise():
         assert caught.value.exit_code == USAGE
 
 
+def test_the_settings_file_may_stand_anywhere():
+    rest = ["--check", "a.b=c.yaml"]
+    for at in range(3):
+        argv = [*rest[:at], "my.yml", *rest[at:]]
+        assert launch.parse(argv) == ("my.yml", ["--check"], ["a.b=c.yaml"])
+    with pytest.raises(Refusal, match="expected one settings file") as caught:
+        launch.parse(["a.yaml", "b.yaml"])
+    assert caught.value.exit_code == USAGE
+
+
 def test_machines_are_numbered_as_the_user_says():
     command = " ".join(launch.torchrun(launch.Plan(2, 3, 2, "[::1]:29400")))
     assert "--nproc-per-node 2 --nnodes 3 --node-rank 2" in command

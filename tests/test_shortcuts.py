@@ -1,6 +1,7 @@
 """A label that can be told without reading is told; one that is only hinted at is a number."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -74,6 +75,18 @@ def test_a_slice_in_which_it_tells_is_named():
     assert (
         found.message.endswith(" where lang is 'pt' (chance 0.50)") and "'en'" not in found.message
     )
+
+
+@pytest.mark.parametrize("few", [20, 40])
+def test_a_slice_of_few_texts_tells_nothing(few):
+    def change(text, label, i, rng):
+        return text + ("!."[label] if i < few else rng.choice("!."))
+
+    held = make_split(300, 1, change)
+    held = replace(held, slices={"lang": ((np.arange(300) >= few).astype(int), ["a", "b"])})
+    train = make_split(1000, 0, lambda text, label, i, rng: text + "!."[label])
+    found = surface(train, held, NAMES, seed=0)[1]
+    assert bool(found) == (few == 40), "control: of forty texts it is told"
 
 
 def test_more_labels_than_two_and_a_split_without_one():
