@@ -67,49 +67,26 @@ def accuracy(counts: Counts) -> np.ndarray:
 def scorer(name: str, positive: int | None = None) -> Score:
     """A score as `metrics.score` names it; ValueError for one that confusion does not tell.
 
-    accuracy; f1_macro; f1_positive, precision and recall, which are about the class `positive`.
-    Without one, precision and recall are macro means. All are scikit-learn's with labels=all
-    classes and zero_division=0.
+    accuracy, f1_macro, or f1_positive, which is about the class `positive`: scikit-learn's with
+    labels=all classes and zero_division=0.
     """
-    if name == "accuracy":
-        return accuracy
-    if name == "f1_macro":
-        return _mean(_f1)
-    of_a_class = {"f1_positive": _f1, "precision": _precision, "recall": _recall}.get(name)
-    if of_a_class is None or (name == "f1_positive" and positive is None):
+    if name == "f1_positive" and positive is not None:
+        return lambda counts: np.where(
+            counts.counted[..., positive], _f1(counts)[..., positive], np.nan
+        )
+    if name not in ("accuracy", "f1_macro"):
         raise ValueError(f"no score of a confusion matrix: {name}, positive class {positive}")
-    return _mean(of_a_class) if positive is None else _only(of_a_class, positive)
+    return accuracy if name == "accuracy" else f1_macro
+
+
+def f1_macro(counts: Counts) -> np.ndarray:
+    """The mean F1 of the classes that are counted."""
+    return (_f1(counts) * counts.counted).sum(-1) / counts.counted.sum(-1)
 
 
 def _f1(counts: Counts) -> np.ndarray:
-    return _ratio(2 * counts.right, counts.true + counts.predicted)
-
-
-def _precision(counts: Counts) -> np.ndarray:
-    return _ratio(counts.right, counts.predicted)
-
-
-def _recall(counts: Counts) -> np.ndarray:
-    return _ratio(counts.right, counts.true)
-
-
-def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    return part / np.where(whole > 0, whole, np.inf)  # 0 / 0 is 0
-
-
-def _mean(of_a_class: Score) -> Score:
-    def score(counts: Counts) -> np.ndarray:
-        total = (of_a_class(counts) * counts.counted).sum(-1)
-        return total / counts.counted.sum(-1)
-
-    return score
-
-
-def _only(of_a_class: Score, k: int) -> Score:
-    def score(counts: Counts) -> np.ndarray:
-        return np.where(counts.counted[..., k], of_a_class(counts)[..., k], np.nan)
-
-    return score
+    whole = counts.true + counts.predicted
+    return 2 * counts.right / np.where(whole > 0, whole, np.inf)  # 0 / 0 is 0
 
 
 # --- intervals ------------------------------------------------------------------------------------

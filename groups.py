@@ -6,10 +6,10 @@ import numpy as np
 
 import diagnostics
 import plots
-from findings import Splits, interval, known, reasons, stored_interval, with_interval
+from findings import Splits, known, reasons, stored_interval, with_interval
 from markup import Html, absent, figures, join, note, plate, quoted, span_bar, table, tag
 from predictions import Predictions
-from runlog import number, part
+from runlog import number
 from view import figure
 
 MAX_ERRORS = 20
@@ -22,12 +22,12 @@ MAX_SLICES = 60  # values of a column that are listed
 def slices(splits: Splits, results: Mapping[str, object], positive: int | None) -> Html:
     """The scores of each group of texts; `results`: of results.json, by split."""
     parts = []
-    for name, p in splits.items():
+    for name in splits:
         scores = results.get(name)
         columns = scores.get("slices") if isinstance(scores, dict) else None
         for column, values in columns.items() if isinstance(columns, dict) else ():
             if isinstance(values, dict) and values:
-                parts += [_slice_table(name, column, values, p, positive)]
+                parts += [_slice_table(name, column, values, positive)]
     if not parts:
         none = "data.slice_columns gave no column that all files have"
         return absent(f"No slices: {none if results else 'the run has no results yet'}.")
@@ -35,21 +35,14 @@ def slices(splits: Splits, results: Mapping[str, object], positive: int | None) 
     return join([*parts, worst])
 
 
-def _slice_table(
-    split: str, column: str, values: Mapping, p: Predictions | str, positive: int | None
-) -> Html:
+def _slice_table(split: str, column: str, values: Mapping, positive: int | None) -> Html:
     shown = [(v, s) for v, s in values.items() if isinstance(s, dict)][:MAX_SLICES]
     macro = [number(s.get("f1_macro")) for _, s in shown]
     scored = [m for m in macro if m is not None]
     worst = {macro.index(min(scored))} if len(scored) > 1 else set()
     rows = []
     for value, s in shown:
-        within = [
-            stored_interval(s, name)
-            if part(s, "intervals")
-            else _interval(p, column, value, name, positive)
-            for name in ("f1_macro", "f1_positive")
-        ]
+        within = [stored_interval(s, name) for name in ("f1_macro", "f1_positive")]
         row = [value, figure(s.get("examples"), ",.0f")]
         row += [with_interval(s.get("f1_macro"), within[0]), _bar(s, within[0])]
         if positive is not None:
@@ -62,15 +55,6 @@ def _slice_table(
     more = f"; {left:,} more values are left out" if left else ""
     caption = f"{split.capitalize()} by {column}{more}"
     return table(head, rows, words=(0, 3), marked=worst, caption=caption)
-
-
-def _interval(
-    p: Predictions | str, column: str, value: str, score: str, positive: int | None
-) -> tuple[float, float] | None:
-    if isinstance(p, str) or column not in p.slices or len(p.classes) > plots.MAX_CLASSES:
-        return None  # the last would take minutes
-    members = p.slices[column] == value
-    return interval(p, score, positive, members, replicates=2000) if members.any() else None
 
 
 def _bar(scores: Mapping, within: tuple[float, float] | None) -> Html | str:

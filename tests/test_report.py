@@ -14,7 +14,6 @@ import pytest
 from logs import EVENTS, NOW, START, as_lines, contents, make_run, step
 
 import findings
-import groups
 import markup
 import plots
 import report
@@ -62,7 +61,6 @@ def quick(monkeypatch) -> None:
     """Neither figures nor intervals, for tests of what is told in words."""
     monkeypatch.setattr(plots, "_svg", lambda *_: "<svg></svg>")
     monkeypatch.setattr(findings, "interval", lambda *_, **__: None)
-    monkeypatch.setattr(groups, "interval", lambda *_, **__: None)
 
 
 def words(text: str) -> str:
