@@ -18,6 +18,7 @@ import savings
 from batches import Collate, StepSampler, Template, Texts, cut, evaluation_batches
 from config import Config
 from corpus import Corpus, TokenisedSplit, content_key, load_corpus, training_texts
+from data import SLICE_WORDS
 from ddp import World
 from errors import BAD_CONFIG, BAD_DATA, MISSING, Refusal, printable
 from meter import Workload
@@ -182,24 +183,36 @@ def pick_precision(cfg: Config, device: torch.device) -> str:
 
 
 def check_metric(cfg: Config, corpus: Corpus | None) -> None:
-    """Refusal 78 if evaluation.metric is no score, or one that this corpus does not have."""
+    """Refusal 78 if evaluation.metric is no score, or one that this corpus does not have.
+
+    Or if class weights are by a column that it does not have.
+    """
     try:
         base, _, column = metrics.parse_metric(cfg.evaluation.metric)
     except ValueError as error:
         raise Refusal(BAD_CONFIG, f"evaluation.metric: {error}") from None
+    _check_column("evaluation.metric", column, cfg, corpus)
+    _check_column("train.class_weights", weighted_column(cfg), cfg, corpus)
     if corpus is None:
         return
-    columns = corpus.validation.slices
-    if column is not None and column not in columns:
-        raise Refusal(
-            BAD_CONFIG,
-            f"evaluation.metric: '{printable(column)}' is not among data.slice_columns "
-            f"({', '.join(columns) or 'none'})",
-        )
     if base not in ("loss", "accuracy", "calibration_error"):
         _check_all_labels(corpus, base, column)
     if base == "f1_positive" and corpus.positive is None:
         raise Refusal(BAD_CONFIG, "evaluation.metric: f1_positive needs data.positive_label")
+
+
+def _check_column(key: str, column: str | None, cfg: Config, corpus: Corpus | None) -> None:
+    """Refusal 78 for a column that is no slice column; without a corpus, if none can have it."""
+    named = cfg.data.slice_columns
+    is_open = corpus is None and named == "auto" and (column or "").casefold() in SLICE_WORDS
+    if column is None or is_open:
+        return
+    columns = corpus.validation.slices if corpus else SLICE_WORDS if named == "auto" else named
+    if column not in columns:
+        has = ", ".join(printable(c, 30) for c in columns) or "none"
+        raise Refusal(
+            BAD_CONFIG, f"{key}: '{printable(column)}' is not among data.slice_columns ({has})"
+        )
 
 
 def few_decide(cfg: Config, corpus: Corpus) -> str | None:
@@ -265,13 +278,7 @@ def named_weights(job: Job) -> dict[str, float]:
 
 
 def _check_known_labels(cfg: Config, corpus: Corpus) -> None:
-    wanted, column = cfg.train.class_weights, weighted_column(cfg)
-    if column and column not in corpus.train.slices:
-        raise Refusal(
-            BAD_CONFIG,
-            f"train.class_weights: '{printable(column)}' is not among data.slice_columns "
-            f"({', '.join(map(printable, corpus.train.slices)) or 'none'})",
-        )
+    wanted = cfg.train.class_weights
     if isinstance(wanted, dict) and set(wanted) != set(corpus.label_names):
         odd = sorted(set(wanted) - set(corpus.label_names))
         told = f"'{printable(odd[0])}' is none of them" if odd else "one has none"
