@@ -105,7 +105,8 @@ def seal(folder: Path) -> None:
     write_json(folder / "manifest.json", {})
     permissions, files = (folder / "manifest.json").stat().st_mode & 0o777, {}
     for path in sorted(p for p in folder.iterdir() if p.is_file() and p.name != "manifest.json"):
-        path.chmod(permissions)
+        with contextlib.suppress(OSError):  # on a disk where all is somebody else's
+            path.chmod(permissions)
         with open(path, "rb") as file:
             os.fsync(file.fileno())
             digest = hashlib.file_digest(file, "sha256").hexdigest()

@@ -59,7 +59,7 @@ def _groups(runs: Iterable[Run]) -> list[list[Run]]:
 
 
 def _scores(group: Sequence[Run], name: str, split: str = "validation") -> list[float]:
-    """The mean of each seed: of its completed runs, if any is."""
+    """The mean of each seed: of completed runs, if any is."""
     runs = [run for run in group if run.status == "completed"] or group
     scores: dict[str, list[float]] = {}
     for run in runs:

@@ -231,7 +231,7 @@ def _wanted_columns(file: str, columns: Sequence[str], cfg: DataConfig) -> dict[
         if column in columns:
             return columns.index(column)
         has = ", ".join(printable(c, 30) for c in columns[:20])
-        if len(columns) == 1 and ";" in columns[0]:
+        if len(columns) == 1 and ";" in columns[0] and file.lower().endswith(".csv"):
             has += "; are its columns parted by ';' where commas are expected?"
         raise Refusal(
             BAD_DATA, f"{file}: no column '{printable(column)}' ({key}); the file has: {has}"
@@ -315,7 +315,7 @@ def _split_off(table: Table, seed: int) -> tuple[Table, Table]:
     for i in range(len(table.rows)):
         group = table.groups[i] if table.groups else normalised(table.texts[i])
         members.setdefault(group, []).append(i)
-    groups = list(members.values())
+    groups, what = list(members.values()), "groups" if table.groups else "different texts"
     missing = {
         label: max(1, round(n * VALIDATION_SHARE)) for label, n in Counter(table.labels).items()
     }
@@ -332,7 +332,7 @@ def _split_off(table: Table, seed: int) -> tuple[Table, Table]:
     if not held or not rest:
         raise Refusal(
             BAD_DATA,
-            f"{table.name}: {len(groups)} groups are too few to hold some out; "
+            f"{table.name}: {len(groups)} {what} are too few to hold some out; "
             "give data.validation",
         )
     for part in (rest, held):
@@ -340,8 +340,8 @@ def _split_off(table: Table, seed: int) -> tuple[Table, Table]:
         if lost:
             raise Refusal(
                 BAD_DATA,
-                f"{table.name}: label '{printable(lost[0])}' has too few rows or groups to be in "
-                "both parts when validation is held out; give data.validation",
+                f"{table.name}: label '{printable(lost[0])}' has too few {what} to be in both "
+                "parts when validation is held out; give data.validation",
             )
     return table.keep(rest), table.keep(sorted(held))
 

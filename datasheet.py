@@ -50,7 +50,8 @@ def _counts(checked: Mapping[str, object]) -> Iterator[Html]:
         left = f" {len(labels) - len(shown):,} more labels are left out." if labels != shown else ""
         yield note(
             "Cut: longer than data.max_length. In training, too: texts that are equal or nearly "
-            f"equal to one that was trained on. By slice, too, in data_report.json.{left}"
+            "equal to one that was trained on, directly or over others. By slice, too, in "
+            f"data_report.json.{left}"
         )
 
 

@@ -68,7 +68,7 @@ class Plan:
 
 def parse(argv: list[str]) -> tuple[str, list[str], list[str]]:
     """(configuration file, flags, settings) of a command line; Refusal 64 for an unknown flag."""
-    named = [a for a in argv if re.search(r"\.ya?ml$", a) and "=" not in a]
+    named = [a for a in argv if re.search(r"^[^-].*\.ya?ml$", a, re.DOTALL) and "=" not in a]
     if len(named) > 1:
         told = f"'{printable(named[0])}' and '{printable(named[1])}'"
         raise Refusal(USAGE, f"expected one settings file, found {told}")

@@ -308,25 +308,12 @@ def load_trained(source: Source, tokenizer) -> nn.Module:
     model that does not choose one of several labels. These are in its config.id2label.
     """
     config = _load_config(source)
-    names = _names(config)
+    names = [config.id2label.get(i) for i in range(config.num_labels)]
     if len(names) < 2 or config.problem_type not in (None, "single_label_classification"):
         _refuse(source.folder, "does not choose one of several labels")
     if len({name for name in names if isinstance(name, str)}) < len(names):
         _refuse(source.folder, "its id2label does not give each label a name of its own")
     return load_model(source, names, tokenizer, max_length=0, seed=0, is_trained=True)
-
-
-def has_head(source: Source, label_names: list[str]) -> bool:
-    """Whether the weights bring a classification head for the same labels."""
-    if source.is_scratch:
-        return False
-    config = _load_config(source)
-    kinds = config.architectures or []
-    return _names(config) == label_names and any("SequenceClassification" in k for k in kinds)
-
-
-def _names(config) -> list[str | None]:
-    return [config.id2label.get(i) for i in range(config.num_labels)]
 
 
 def load_model(
@@ -337,11 +324,13 @@ def load_model(
     max_length: int,
     seed: int,
     is_trained: bool = False,
+    say: Callable[[str], None] = lambda line: None,
 ) -> nn.Module:
     """A sequence classifier over `label_names`, fp32, on the CPU, in training mode.
 
-    A new head is drawn from `seed`; an earlier one is kept if it was trained for the same labels.
-    `is_trained`: nothing may be drawn. Raises Refusal 66 for files that cannot be loaded.
+    A new head is drawn from `seed`; an earlier one is kept, and that is said, if it was trained for
+    the same labels. `is_trained`: nothing may be drawn. Raises Refusal 66 for files that cannot be
+    loaded.
     """
     from transformers import AutoModelForSequenceClassification
     from transformers.utils import logging
@@ -362,7 +351,7 @@ def load_model(
         return model.train()
     try:
         config = _load_config(source)
-        same_labels = _names(config) == label_names
+        same_labels = [config.id2label.get(i) for i in range(config.num_labels)] == label_names
         config.update(names | OUTPUTS)
         with _bounded(source):
             model, loading = AutoModelForSequenceClassification.from_pretrained(
@@ -376,6 +365,8 @@ def load_model(
                 output_loading_info=True,
             )
         _refuse_partial(source, model.base_model_prefix, loading, is_trained=is_trained)
+        if same_labels and not loading["missing_keys"] and not loading["mismatched_keys"]:
+            say("  its head is kept, as it was trained for the same labels")
         if not same_labels:
             torch.manual_seed(seed)
             for name, module in model.named_children():

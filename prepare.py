@@ -28,6 +28,7 @@ from schedule import StepPlan, plan_steps
 # pass fits the GPU. On a CPU larger passes are no faster and only take memory.
 AUTO_TOKENS = {"cpu": 8192, "cuda": 65536}
 
+OF_ANY_LABELS = ("loss", "accuracy", "calibration_error")  # need not an example of each
 MIN_DECIDING = 30  # texts of a slice that chooses the best checkpoint
 SAVED_BYTES_PER_S = 300e6  # of a checkpoint, written, hashed and flushed to a cloud disk
 
@@ -129,11 +130,15 @@ def prepare(cfg: Config, world: World, say: Callable[[str], None], *, strict: bo
         say(f"  {told}")
     cut_text = (cfg.data.max_length, cfg.data.truncation)
     template = world.together(lambda: models.template(tokenizer, *cut_text))
-    keeps = world.together(lambda: models.has_head(source, corpus.label_names))
-    say(f"loading the model {source.name}" + " with its head, of the same labels" * keeps)
+    say(f"loading the model {source.name}")
     classifier = world.together(
         lambda: models.load_model(
-            source, corpus.label_names, tokenizer, max_length=cfg.data.max_length, seed=cfg.run.seed
+            source,
+            corpus.label_names,
+            tokenizer,
+            max_length=cfg.data.max_length,
+            seed=cfg.run.seed,
+            say=say,
         )
     )
     is_asked = world.size > 1 and world.local_rank == 0
@@ -195,7 +200,7 @@ def check_metric(cfg: Config, corpus: Corpus | None) -> None:
     _check_column("train.class_weights", weighted_column(cfg), cfg, corpus)
     if corpus is None:
         return
-    if base not in ("loss", "accuracy", "calibration_error"):
+    if base not in OF_ANY_LABELS:
         _check_all_labels(corpus, base, column)
     if base == "f1_positive" and corpus.positive is None:
         raise Refusal(BAD_CONFIG, "evaluation.metric: f1_positive needs data.positive_label")
@@ -217,18 +222,22 @@ def _check_column(key: str, column: str | None, cfg: Config, corpus: Corpus | No
 
 def few_decide(cfg: Config, corpus: Corpus) -> str | None:
     """That the metric is of a slice with few texts, which then choose the best checkpoint."""
-    _, how, column = metrics.parse_metric(cfg.evaluation.metric)
+    base, how, column = metrics.parse_metric(cfg.evaluation.metric)
     if how != "worst":
         return None
-    codes, values = corpus.validation.slices[column]
-    counts = np.bincount(codes, minlength=len(values))
-    few = int(counts.argmin())
+    labels, (codes, values) = corpus.validation.labels, corpus.validation.slices[column]
+    needed = 1 if base in OF_ANY_LABELS else len(corpus.label_names)  # to be scored at all
+    counts = {
+        value: int((codes == code).sum())
+        for code, value in enumerate(values)
+        if len(np.unique(labels[codes == code])) >= needed
+    }
+    few = min(counts, key=counts.get)
     if counts[few] >= MIN_DECIDING:
         return None
-    value = f"'{printable(values[few], 30)}' of {printable(column, 30)}"
     return (
-        f"evaluation.metric: {value} has {counts[few]:,} validation texts; where so few decide, "
-        "the best checkpoint is mostly chance"
+        f"evaluation.metric: '{printable(few, 30)}' of {printable(column, 30)} has {counts[few]:,} "
+        "validation texts; where so few decide, the best checkpoint is mostly chance"
     )
 
 

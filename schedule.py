@@ -15,7 +15,7 @@ class StepPlan:
     world_size: int
     global_batch_size: int  # texts of one step on all ranks
     micro_batch_size: int  # texts of one forward and backward on one rank, at most
-    accumulation_steps: int  # of a full step on one rank; more where tokens are capped, too
+    accumulation_steps: int  # micro-batches of a full step on one rank, or more by a token cap
     steps_per_epoch: int
     total_steps: int
     warmup_steps: int

@@ -19,7 +19,7 @@ SAMPLE = 20_000  # texts looked at of a split at most, drawn by the seed
 # Half means a balanced accuracy of 0.75 for two labels; honest sets have up to 0.7.
 MAX_SURFACE = 0.5
 DEVIATIONS = 3  # that a balanced accuracy must be above chance, too
-FEWEST = 30  # texts whose labels may be told
+FEWEST = 30  # texts of a split or slice that can show it
 MIN_TEXTS = 10  # of a label that have a word, before it can give the label away
 # A word gives a label away if this share of the label's texts have it, and so many times fewer of
 # all others; the label's own words and hashtags need less.
@@ -101,12 +101,12 @@ def _balanced_accuracy(
     counts = np.bincount(labels, minlength=classes)
     right = np.bincount(labels[labels == predicted], minlength=classes)
     there = counts > 0
-    if there.sum() < 2 or len(labels) < FEWEST:
+    if there.sum() < 2:
         return None, False
     score, chance = float((right[there] / counts[there]).mean()), 1 / classes
     deviation = np.sqrt((chance * (1 - chance) / counts[there]).sum()) / there.sum()
     is_far = score - chance > max(MAX_SURFACE * (1 - chance), DEVIATIONS * deviation)
-    return score, bool(is_far)
+    return score, bool(is_far) and len(labels) >= FEWEST
 
 
 def giveaways(train: Split, label_names: list[str], *, seed: int) -> Finding | None:

@@ -192,12 +192,12 @@ def test_equal_texts_are_not_parted_when_validation_is_held_out(tmp_path):
 
 
 ONE_SIDED = [
-    (30 * "a" + "b", None, 31 * "x", "label 'b' has too few rows or groups"),
+    (30 * "a" + "b", None, 31 * "x", "label 'b' has too few different texts"),
     (
         10 * "b" + 21 * "a",
         "author",
         10 * "x" + "abcdefghijklmnopqrstu",
-        "label 'b' has too few rows",
+        "label 'b' has too few groups",
     ),
     (15 * "ab" + "a", "author", 31 * "x", "1 groups are too few"),
 ]

@@ -23,10 +23,10 @@ def folder(small, tmp_path):
     return shutil.copytree(small / "model", tmp_path / "model")
 
 
-def load(folder, names=("0", "1"), seed=0):
+def load(folder, names=("0", "1"), seed=0, **options):
     source = models.find_source(str(folder))
     tokenizer = models.load_tokenizer(source, list, folder)
-    return models.load_model(source, list(names), tokenizer, max_length=32, seed=seed)
+    return models.load_model(source, list(names), tokenizer, max_length=32, seed=seed, **options)
 
 
 def refused(small, capsys, **changes) -> tuple[int, str]:
@@ -142,10 +142,15 @@ def test_the_head_is_kept_for_the_same_labels_and_drawn_anew_for_others(folder):
     first = load(folder, ["no", "yes"])
     first.save_pretrained(folder)
     saved = first.classifier.out_proj.weight
-    source = models.Source("", folder)
-    assert models.has_head(source, ["no", "yes"]) and not models.has_head(source, ["a", "b"])
-    first.roberta.save_pretrained(folder / "encoder")  # control: it keeps the labels' names
-    assert not models.has_head(models.Source("", folder / "encoder"), ["no", "yes"])
+    said = []
+    load(folder, ["no", "yes"], say=said.append)
+    assert said == ["  its head is kept, as it was trained for the same labels"]
+    load(folder, ["a", "b"], say=said.append)
+    first.roberta.save_pretrained(folder / "encoder")  # its config.json still names the labels
+    shutil.copy(folder / "tokenizer.json", folder / "encoder")
+    shutil.copy(folder / "tokenizer_config.json", folder / "encoder")
+    load(folder / "encoder", ["no", "yes"], say=said.append)
+    assert len(said) == 1, "control: other labels, and no head"
     assert torch.equal(load(folder, ["no", "yes"], seed=5).classifier.out_proj.weight, saved)
     assert not torch.equal(load(folder, ["a", "b"], seed=5).classifier.out_proj.weight, saved)
     three = load(folder, ["a", "b", "c"])

@@ -59,22 +59,29 @@ def test_a_resume_keeps_the_smaller_cut_and_says_so(small):
     assert "this run had 65,536 before" in said[1] and "1,024" in said[0]
 
 
-def test_passes_padded_to_the_maximum_keep_the_cap_of_tokens(small):
+def test_passes_padded_to_the_maximum_keep_the_cap_of_tokens(small, monkeypatch):
     def job(padding: str):
         changes = {"speed__padding": padding, "data__max_length": 64}
-        return tiny.make_job(tiny.settings(small, train__micro_batch_tokens=128, **changes))
+        return tiny.make_job(tiny.settings(small, train__micro_batch_tokens=127, **changes))
 
     full, own = job("max"), job("batch")
     passes = full.sampler(rank=0).micro_batches(0)
-    assert [len(texts) for texts in passes] == [2, 2, 2, 2], "128 tokens are two texts of 64"
-    assert len(prepare.longest_micro_batch(full)) == 2
-    for texts in full.evaluation_batches(full.corpus.validation):
-        assert len(texts) * 64 <= EVAL_TOKENS["cpu"]
+    assert [len(texts) for texts in passes] == [1] * 8, "127 tokens are one text of 64"
+    assert len(prepare.longest_micro_batch(full)) == 1
+    assert len(prepare.longest_micro_batch(own)) == 2, "control: of those that are shorter two"
+    monkeypatch.setitem(EVAL_TOKENS, "cpu", 127)
+    assert len(full.evaluation_batches(full.corpus.validation)) == len(full.corpus.validation)
     assert len(own.sampler(rank=0)) < len(full.sampler(rank=0)), "control: the texts are shorter"
 
 
-def test_a_slice_with_few_texts_that_decides_is_named(small):
-    said = []
+def test_a_slice_with_few_texts_that_decides_is_named(small, tmp_path):
+    said, many = [], tiny.rows(200, seed=3)
+    few = [r | {"lang": "few", "label": "0"} for r in tiny.rows(9, seed=4)]
+    path = tiny.write_csv(tmp_path / "v.csv", [*many, *few])
+    worst = {"evaluation__metric": "f1_macro/worst:lang", "data__validation": path}
+    cfg = config.load(None, tiny.settings(small, data__leaks="keep", **worst))
+    prepare.prepare(cfg, tiny.alone(), said.append)
+    assert not any("evaluation.metric" in line for line in said), "few have one label, so no score"
     for metric in ("f1_macro/worst:lang", "f1_macro/mean:lang", "f1_macro"):
         cfg = config.load(None, tiny.settings(small, evaluation__metric=metric))
         prepare.prepare(cfg, tiny.alone(), said.append)

@@ -30,7 +30,9 @@ def test_it_tells_data_model_and_up_to_three_settings():
 
 @pytest.mark.parametrize("file", ["данные/train.csv", "_train.csv", ".data/train.csv", "笑.csv"])
 def test_files_of_any_name_give_a_name_that_begins_with_a_letter(file):
-    assert re.fullmatch(r"[a-z0-9][\w.-]{0,99}", name(data__train=file), flags=re.ASCII)
+    for model in ("xlm-roberta-base", "модель"):
+        told = name(data__train=file, model__name=model)
+        assert re.fullmatch(r"[a-z0-9][\w.-]{0,99}", told, flags=re.ASCII)
 
 
 def test_a_long_name_keeps_seed_and_hash():

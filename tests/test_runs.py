@@ -1,5 +1,6 @@
 """Same seed, same bytes: whatever is logged or saved, and however often a run is interrupted."""
 
+import csv
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ from transformers import pipeline
 
 import batches
 import checkpoint
+import evidence
 import prepare
 import progress
 import results
@@ -24,6 +26,7 @@ import runlog
 import train
 from ddp import process_group
 from errors import CANNOT_WRITE, Refusal
+from summary import read_run
 
 PROGRAM = Path(train.__file__).resolve()
 
@@ -364,6 +367,28 @@ def test_a_model_whose_logits_are_not_finite_is_no_finished_run(small, monkeypat
     assert tiny.run(arguments(small, "nan")) == 76
     assert "logits on validation are not finite" in capsys.readouterr().err
     assert not (small / "runs" / "nan" / "results.json").exists()
+
+
+def test_runs_on_other_texts_with_the_same_labels_are_not_compared(small, plain, tmp_path):
+    with open(small / "validation.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    told = []
+    for name, more in (("same", ""), ("other", " indeed")):
+        path = tiny.write_csv(
+            tmp_path / f"{name}.csv", [r | {"text": r["text"] + more} for r in rows]
+        )
+        assert tiny.run(arguments(small, f"{name}-texts", data__validation=path)) == 0
+        runs = dict(
+            zip("AB", map(read_run, (plain, small / "runs" / f"{name}-texts")), strict=True)
+        )
+        told.append(evidence.paired_tests(runs, evidence.read(runs, "validation"))[1])
+    assert "no paired test" not in told[0] and "validation texts differ" in told[1]
+
+
+def test_a_slice_column_that_the_files_lack_is_refused_once_they_are_read(small, capsys):
+    metric = {"evaluation__metric": "f1_macro/worst:language"}
+    assert tiny.run(arguments(small, "lacks", **metric)) == 78
+    assert "'language' is not among data.slice_columns (lang)" in capsys.readouterr().err
 
 
 def test_the_deciding_value_is_logged_of_evaluations_and_baselines(small):

@@ -113,6 +113,16 @@ def test_what_was_fitted_is_reported_beside_argmax():
     assert decided["calibration_error"] < plain["calibration_error"]
 
 
+def test_probabilities_that_tell_nothing_are_said_to():
+    split, logits = data()
+    for found, is_blunt in ((logits[:, ::-1], True), (logits, False)):
+        decision = fit(split.labels, found, 1)
+        lines = scoring.split_lines(
+            "v", scoring.final_scores(job_of(split), split, found, decision)
+        )
+        assert any("tell next to nothing" in line for line in lines) == is_blunt
+
+
 def test_a_split_without_a_label_has_neither_score(tmp_path):
     split, logits = data()
     decision = fit(split.labels, logits, 1)
