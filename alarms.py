@@ -199,7 +199,7 @@ def _collapse(history: History, scores: dict, before: str) -> Alarm:
         "collapsed",
         "the model predicts one class",
         f"'{name}' for {max(shares):.1%} of the validation texts{before}",
-        why if why and isinstance(why, str) else usual,
+        why if isinstance(why, str) and why.strip() else usual,
     )
 
 

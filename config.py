@@ -9,6 +9,7 @@ import difflib
 import errno
 import json
 import math
+import os
 import re
 import types
 import typing
@@ -22,6 +23,8 @@ from errors import BAD_CONFIG, MISSING, Refusal, printable
 from files import read_bytes
 
 MAX_BYTES = 1 << 20  # a configuration of over 1 MiB is a mistake or an attack
+# Whose ~ is the user's home, as the shell has it only where it stands alone.
+PATHS = ("run.dir", "data.cache_dir", "data.train", "data.validation", "data.test")
 MAX_DEPTH = 8  # of YAML, ours needs 3; thousands of levels hang PyYAML, or exhaust the stack
 MAX_EVENTS = 10_000  # of YAML, ours has 250; half a million values take PyYAML a minute
 
@@ -406,6 +409,8 @@ def _convert(name: str, node: yaml.Node, where: str) -> object:
         value = _parse(node, types_, check["choices"])
     except ValueError as error:
         raise Refusal(BAD_CONFIG, f"{where}: {name}: {error}") from None
+    if name in PATHS and value:
+        value = os.path.expanduser(value)
     numbers = value.values() if isinstance(value, dict) else [value]
     for number in numbers:
         if isinstance(number, bool) or not isinstance(number, int | float):

@@ -31,7 +31,10 @@ def read(run: Path) -> list[dict]:
     """The events of a run that hold; Refusal 66 if it has no log."""
     if not os.path.isfile(run / LOG):
         raise Refusal(MISSING, f"{printable(run, 300)}: there is no {LOG} in it")
-    return runlog.read(run / LOG)
+    try:
+        return runlog.read(run / LOG)
+    except OSError as error:
+        raise Refusal(MISSING, f"{printable(run / LOG, 300)}: {error.strerror}") from None
 
 
 def scalars(value: object, *path: str) -> Iterator[tuple[tuple[str, ...], object]]:

@@ -74,8 +74,11 @@ def open_own(path: Path, mode: str) -> IO:
     try:
         descriptor = os.open(path, flags, 0o666)
         found = os.fstat(descriptor).st_mode
-    except OSError:
-        found = os.lstat(path).st_mode  # a link and a FIFO cannot be opened so
+    except OSError as error:
+        try:
+            found = os.lstat(path).st_mode  # a link and a FIFO cannot be opened so
+        except OSError:
+            raise error from None
         if stat.S_ISREG(found):
             raise
         raise OSError(errno.EINVAL, f"{_kind(found)}; expected a regular file") from None

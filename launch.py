@@ -108,6 +108,8 @@ def make_plan(environ: dict[str, str], gpus: int) -> Plan:
     if plan.nodes > 1 and not re.fullmatch(r"[\w.:\[\]-]+:[0-9]{1,5}", plan.endpoint, re.ASCII):
         found = printable(plan.endpoint)
         raise Refusal(USAGE, f"RDZV_ENDPOINT: expected host:port of node 0, found '{found}'")
+    if plan.nodes > 1 and not 0 < (port := int(plan.endpoint.rpartition(":")[2])) < 1 << 16:
+        raise Refusal(USAGE, f"RDZV_ENDPOINT: expected a port of 1 to 65535, found {port}")
     return plan
 
 
@@ -296,6 +298,8 @@ def main(argv: list[str]) -> int:
         hardware.share_cores()
         arguments = ["--config", path, *flags, *overrides]
         if "--check" in flags or plan.processes * plan.nodes == 1:
+            if "--check" in flags:  # of the run that the same command would start
+                os.environ["CHECK_WORLD_SIZE"] = str(plan.processes * plan.nodes)
             signals.hold()  # train.py takes what comes meanwhile, as what is held stays so
             os.execv(sys.executable, [sys.executable, TRAIN, *arguments])
         return launch_ranks(plan, arguments)

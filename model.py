@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import hashlib
+import http.client
 import json
 import math
 import os
@@ -55,8 +56,8 @@ class HubUnreachable(Refusal):
         super().__init__(
             MISSING,
             f"model.name: '{printable(name)}' is no folder and not in the cache, and the hub "
-            f"cannot be reached ({printable(reason)}); put its files into a folder and name it, "
-            "or set HF_HOME to a cache that has it",
+            f"cannot be reached ({printable(reason, 300)}); put its files into a folder and name "
+            "it, or set HF_HOME to a cache that has it",
         )
 
 
@@ -90,31 +91,34 @@ def find_source(name: str) -> Source:
     if not re.fullmatch(r"[\w.-]{1,96}(/[\w.-]{1,96})?", name) or ".." in name:
         raise Refusal(MISSING, f"model.name: no folder '{printable(name)}', and no hub name either")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
+    refused = None
     try:
         cached = snapshot_download(name, allow_patterns=HUB_FILES, local_files_only=True)
         return _folder_source(name, Path(cached))
     except HFValidationError:
         raise Refusal(MISSING, f"model.name: no folder '{name}', and no hub name either") from None
-    except (LocalEntryNotFoundError, Refusal, OSError):
-        pass  # not in the cache, or only in part
-    _ask_hub(name)
+    except Refusal as error:
+        refused = error  # in the cache only in part, or never to be used
+    except (LocalEntryNotFoundError, OSError):
+        pass
+    _ask_hub(name, f"; the cache has it, but: {refused.message}" if refused else "")
     try:
         fetched = snapshot_download(name, allow_patterns=HUB_FILES)
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except Exception as error:  # of whichever library fetches
         raise Refusal(
-            MISSING, f"model.name: fetching '{name}' failed: {printable(error)}"
+            MISSING, f"model.name: fetching '{name}' failed: {printable(_one_line(error))}"
         ) from None
     return _folder_source(name, Path(fetched))
 
 
-def _ask_hub(name: str) -> None:
-    """One request whether the hub has `name`, without retries."""
+def _ask_hub(name: str, cached: str) -> None:
+    """One request whether the hub has `name`, without retries; cached: what the cache has of it."""
     from huggingface_hub import get_token
 
     if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
-        raise HubUnreachable(name, "HF_HUB_OFFLINE is set")
+        raise HubUnreachable(name, f"HF_HUB_OFFLINE is set{cached}")
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     request = urllib.request.Request(f"{endpoint}/{name}/resolve/main/config.json", method="HEAD")
     if token := get_token():
@@ -128,9 +132,9 @@ def _ask_hub(name: str) -> None:
                 f"model.name: the hub has no public model '{printable(name)}' "
                 f"(HTTP {error.code}); for a private one set HF_TOKEN",
             ) from None
-        raise HubUnreachable(name, f"HTTP {error.code}") from None
-    except (OSError, ValueError) as error:
-        raise HubUnreachable(name, str(getattr(error, "reason", error))) from None
+        raise HubUnreachable(name, f"HTTP {error.code}{cached}") from None
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise HubUnreachable(name, f"{getattr(error, 'reason', error)}{cached}") from None
 
 
 def _folder_source(name: str, folder: Path) -> Source:

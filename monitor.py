@@ -26,6 +26,7 @@ from pathlib import Path
 import screen
 import words
 from errors import MISSING, OK, UNAVAILABLE, USAGE, Refusal, printable
+from files import open_regular
 from hardware import Machine, Recorder
 from history import LOG, Follower, gpus_of
 from view import View
@@ -160,6 +161,10 @@ def show_once(asked: Path | None) -> int:
     run = find(asked)
     if run is None:
         raise Refusal(MISSING, f"no run: there is no {_place(asked)}")
+    try:
+        open_regular(run / LOG).close()
+    except OSError as error:
+        raise Refusal(MISSING, f"{printable(run / LOG, 300)}: {error.strerror}") from None
     watcher = Watcher(run)
     view = watcher.look()
     if view.is_live:

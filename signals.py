@@ -53,17 +53,21 @@ class StopRequest:
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
         """Within, a stop request raises Stopped wherever it comes, unless saving is needed."""
-        wanted = self._raises = not self.is_saving_needed
+        before, wanted = self._raises, not self.is_saving_needed
+        self._raises = wanted
         try:
             self._raise_if(wanted)
             yield
             self._raise_if(wanted)  # Python drops what is raised in a destructor
-        finally:
-            self._raises = False
+        except BaseException:
+            self._raises = False  # what cleans up is not to be interrupted
+            raise
+        else:
+            self._raises = before
 
     def _raise_if(self, wanted: bool) -> None:
         if wanted and self.name:
-            self._raises = False  # what cleans up is not to be interrupted
+            self._raises = False
             raise Stopped(f"stopped by {self.name}; run the same command to go on")
 
     def _note(self, number: int, frame: object) -> None:

@@ -116,6 +116,14 @@ def test_text_becomes_the_declared_type_and_words_stay_as_written(tmp_path, name
     assert from_file == from_line == value and type(from_file) is type(from_line) is type(value)
 
 
+def test_a_path_below_home_is_not_a_folder_called_tilde(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    words = ["run.dir=~/runs", "data.test=~/t.csv", "data.validation=null", "data.text_column=~/x"]
+    cfg = config.load(None, words)
+    assert (cfg.run.dir, cfg.data.test) == ("/home/me/runs", "/home/me/t.csv")
+    assert cfg.data.validation is None and cfg.data.text_column == "~/x"
+
+
 def test_plain_yaml_would_have_changed_the_words():
     assert yaml.safe_load("[2e-5, yes, 1, 0x1F]") == ["2e-5", True, 1, 31]  # control
 

@@ -1,8 +1,11 @@
 """Weights load whole or are refused in one line; heads, groups and rates are as stated."""
 
+import contextlib
 import json
 import re
 import shutil
+import socket
+import threading
 
 import numpy as np
 import pytest
@@ -90,6 +93,38 @@ def test_a_name_that_is_no_folder_needs_the_hub(small, capsys, monkeypatch):
     assert code == 66 and "'nobody/nothing' is no folder and not in the cache" in line
     code, line = refused(small, capsys, model__name="../../etc/passwd")
     assert code == 66 and "no hub name either" in line
+
+
+@pytest.mark.parametrize("answer", [b"SSH-2.0-OpenSSH_9.6\r\n", b""])
+def test_what_answers_but_is_no_hub_is_66(small, capsys, monkeypatch, answer):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = server.accept()
+                    with connection:
+                        connection.recv(1 << 16)
+                        connection.sendall(answer)
+
+        threading.Thread(target=serve, daemon=True).start()
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        code, line = refused(small, capsys, model__name="nobody/nothing")
+        server.shutdown(socket.SHUT_RDWR)
+    assert code == 66 and "the hub cannot be reached" in line
+
+
+def test_weights_in_the_cache_that_are_never_loaded_are_named(small, capsys, monkeypatch, tmp_path):
+    folder = tmp_path / "models--a--b" / "snapshots" / ("0" * 40)
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "pytorch_model.bin").write_bytes(b"")
+    (tmp_path / "models--a--b" / "refs").mkdir()
+    (tmp_path / "models--a--b" / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    code, line = refused(small, capsys, model__name="a/b")
+    assert code == 66 and "pickled weights (.bin) are not loaded" in line
 
 
 def test_scratch_replaces_unreachable_weights_only_for_the_first_look(small, capsys, monkeypatch):

@@ -1,6 +1,7 @@
 """The monitor shows a run as it is, wherever it stands, and leaves it as it was."""
 
 import contextlib
+import errno
 import os
 import shutil
 import signal
@@ -14,6 +15,7 @@ from logs import EVENTS, START, as_lines, contents, evaluation, make_run, step
 from test_history import JUNK, LONG, UMLAUT
 
 import monitor
+import runlog
 
 LIMIT_S = 60  # a monitor that takes longer hangs: the test fails
 PROGRAM = Path(monitor.__file__).resolve()
@@ -32,6 +34,19 @@ def test_once_tells_and_leaves_with_0_or_1_or_66(tmp_path, capsys):
     assert monitor.main([str(tmp_path / "nowhere"), "--once"]) == 66
     told = capsys.readouterr().err
     assert told.count("\n") == 1 and "nowhere/metrics.jsonl" in told
+
+
+def test_a_log_that_cannot_be_read_is_66(tmp_path, capsys, monkeypatch):
+    run = make_run(tmp_path, as_lines(START))
+
+    def denied(path):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    for module in (monitor, runlog):
+        monkeypatch.setattr(module, "open_regular", denied)
+    for words in (["--once"], ["--export", "csv"]):
+        assert monitor.main([str(run), *words]) == 66
+        assert capsys.readouterr().err.endswith("metrics.jsonl: Permission denied\n")
 
 
 def test_of_several_the_newest_is_taken(tmp_path, capsys, monkeypatch):

@@ -1,11 +1,14 @@
 """An automatic name is readable, and the same exactly where the result is."""
 
+import errno
+import os
 import re
 
 import pytest
 import tiny
 
-from rundir import identity, name_run
+from errors import CANNOT_WRITE, Refusal
+from rundir import identity, name_run, open_run
 
 
 def name(data_key: str = "d", model_key: str = "m", **changes: object) -> str:
@@ -33,6 +36,24 @@ def test_files_of_any_name_give_a_name_that_begins_with_a_letter(file):
     for model in ("xlm-roberta-base", "модель"):
         told = name(data__train=file, model__name=model)
         assert re.fullmatch(r"[a-z0-9][\w.-]{0,99}", told, flags=re.ASCII)
+
+
+def test_a_lock_that_cannot_be_made_is_73_and_no_endless_loop(tmp_path, monkeypatch):
+    (tmp_path / "x").mkdir()
+    cfg = tiny.make_config(run__name="x", run__dir=tmp_path)
+    who, opened = identity(cfg, data_key="d", model_key="m"), os.open
+
+    def full(path, flags, *rest, **options):
+        if flags & os.O_CREAT and not os.path.lexists(path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return opened(path, flags, *rest, **options)
+
+    monkeypatch.setattr(os, "open", full)
+    with pytest.raises(Refusal, match="No space left on device") as caught:
+        open_run(cfg, who)
+    assert caught.value.exit_code == CANNOT_WRITE
+    monkeypatch.undo()
+    open_run(cfg, who).close()  # control
 
 
 def test_a_long_name_keeps_seed_and_hash():

@@ -149,6 +149,7 @@ def test_the_plan_follows_the_gpus_unless_told_otherwise():
         ("NODE_RANK", "3"),
         ("RDZV_ENDPOINT", ""),
         ("RDZV_ENDPOINT", "host"),
+        ("RDZV_ENDPOINT", "host:65536"),
     ]
     for name, text in wrong:
         with pytest.raises(Refusal, match=f"^{name}: ") as caught:
@@ -164,6 +165,21 @@ def test_the_settings_file_may_stand_anywhere():
     with pytest.raises(Refusal, match="expected one settings file") as caught:
         launch.parse(["a.yaml", "b.yaml"])
     assert caught.value.exit_code == USAGE
+
+
+def test_a_check_plans_for_as_many_processes_as_the_run_would_have(monkeypatch):
+    ran = []
+    monkeypatch.setattr(os, "execv", lambda path, words: ran.append(os.environ["CHECK_WORLD_SIZE"]))
+    monkeypatch.setattr(launch, "launch_ranks", lambda plan, words: OK)
+    monkeypatch.setattr(launch.signals, "hold", lambda: None)
+    for name in ("CHECK_WORLD_SIZE", "OMP_NUM_THREADS", "GOMP_SPINCOUNT", "RDZV_ENDPOINT"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setenv("NPROC", "3")
+    launch.main(["run.device=cpu", "--check"])
+    for name, value in (("NNODES", "2"), ("RDZV_ENDPOINT", "a:29400")):
+        monkeypatch.setenv(name, value)
+    launch.main(["run.device=cpu", "--check"])
+    assert ran[0::2] == ["3"] and ran[-1] == "6"
 
 
 def test_machines_are_numbered_as_the_user_says():
@@ -183,7 +199,9 @@ def test_one_process_is_train_py_itself_with_the_words_as_they_were(monkeypatch)
         monkeypatch.setenv(name, "1")
     for name in unset:
         monkeypatch.delenv(name)
+    monkeypatch.setenv("CHECK_WORLD_SIZE", "5")
     launch.main(["run.device=cpu", "--strict", "data.train=" + EVIL])
+    assert "CHECK_WORLD_SIZE" not in os.environ
     assert ran[0] == "signals held"
     assert ran[1][1:4] == [launch.TRAIN, "--config", "config.yaml"]
     assert ran[1][4:] == ["--strict", "run.device=cpu", "data.train=" + EVIL]

@@ -142,6 +142,17 @@ def test_a_signal_that_python_drops_in_a_destructor_is_not_lost():
     assert reached
 
 
+def test_a_part_that_ends_at_once_leaves_the_whole_as_it_was():
+    stop = signals.StopRequest()
+    with pytest.raises(signals.Stopped), stop.at_once():
+        with stop.at_once():
+            pass
+        stop._note(signal.SIGTERM, None)
+        pytest.fail("the whole went on")
+    stop._note(signal.SIGTERM, None)  # control: outside, it is only noted
+    assert stop.is_set(0)
+
+
 # --- the command itself, as a user starts it ------------------------------------------------------
 
 
