@@ -344,15 +344,7 @@ def load_model(
     names["label2id"] = {name: i for i, name in enumerate(label_names)}
     torch.manual_seed(seed)
     if source.is_scratch:
-        config = _scratch_config(len(tokenizer), max_length)
-        config.update(names)
-        model = AutoModelForSequenceClassification.from_config(config)
-        compose(model, tokenizer)
-        # Noise as large as the tokens' vectors otherwise; in few texts it matters which words there
-        # are, hardly where.
-        nn.init.zeros_(model.roberta.embeddings.position_embeddings.weight)
-        nn.init.zeros_(model.roberta.embeddings.token_type_embeddings.weight)
-        return model.train()
+        return _new_model(tokenizer, max_length, names)
     try:
         config = _load_config(source)
         same_labels = [config.id2label.get(i) for i in range(config.num_labels)] == label_names
@@ -382,6 +374,20 @@ def load_model(
         raise
     except Exception as error:  # what the files of somebody else's folder can raise there
         _refuse(source.folder, f"cannot be loaded: {_one_line(error)}")
+
+
+def _new_model(tokenizer, max_length: int, names: dict[str, object]) -> nn.Module:
+    from transformers import AutoModelForSequenceClassification
+
+    config = _scratch_config(len(tokenizer), max_length)
+    config.update(names)
+    model = AutoModelForSequenceClassification.from_config(config)
+    compose(model, tokenizer)
+    # Noise as large as the tokens' vectors otherwise; in few texts it matters which words there
+    # are, hardly where.
+    nn.init.zeros_(model.roberta.embeddings.position_embeddings.weight)
+    nn.init.zeros_(model.roberta.embeddings.token_type_embeddings.weight)
+    return model.train()
 
 
 @contextlib.contextmanager

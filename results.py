@@ -247,12 +247,7 @@ def finish(
             f"model.name: {printable(job.source.folder, 200)} has other weights than when the run "
             "began; put the first ones back and run the same command to finish",
         )
-    for name, found in logits.items():
-        if not np.isfinite(found).all():
-            told = (
-                f"the best model's logits on {name} are not finite; lower optimizer.lr or use fp32"
-            )
-            raise Refusal(NON_FINITE, told)
+    _refuse_nonfinite(logits)
     savings.restore(job.model, job.base_model)
     final = {
         "best_step": progress.best_step,
@@ -290,6 +285,13 @@ def finish(
     if final["validation"]["collapse"]:
         console.say(f"  the model predicts one class: {final['validation']['collapse']}")
     console.say(f"  model in {run.path / 'best'}, scores in {run.path / 'results.json'}")
+
+
+def _refuse_nonfinite(logits: Mapping[str, np.ndarray]) -> None:
+    for name, found in logits.items():
+        if not np.isfinite(found).all():
+            told = f"the best model's logits on {name} are not finite"
+            raise Refusal(NON_FINITE, f"{told}; lower optimizer.lr or use fp32")
 
 
 def _write_files(
