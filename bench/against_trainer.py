@@ -12,7 +12,7 @@ trained at that rate, and at 2e-5 ours with class weights and Trainer without. T
 its documentation shows: class weights by CrossEntropyLoss(weight=...), best epoch by F1 macro; but
 its model has our padding-free forward, without which it takes twice as long: --check trains both
 ways without dropout and prints by how much the logits differ. What FOLDER of --out has is not run
-again. It needs bench/requirements.txt.
+again. Ours without weights is also trained with each of TRIED. It needs bench/requirements.txt.
 """
 
 import argparse
@@ -33,14 +33,28 @@ RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4)
 FIXED = 2e-5
 SIDES = (("ours", "balanced"), ("ours", "none"), ("trainer", "none"), ("trainer", "balanced"))
 AT_FIXED = (("ours", "balanced"), ("trainer", "none"))
+TRIED = {
+    "layer decay 0.9": {"optimizer.layer_decay": 0.9},
+    "label smoothing 0.1": {"train.label_smoothing": 0.1},
+}
 
 
-def trial(data: str, by: str, weights: str, lr: float, seed: int, precision: str = "bf16") -> Trial:
-    """One training of a side."""
+def trial(
+    data: str,
+    by: str,
+    weights: str,
+    lr: float,
+    seed: int,
+    tried: str = "",
+    *,
+    precision: str = "bf16",
+) -> Trial:
+    """One training of a side, with one of TRIED."""
     settings = {"optimizer.lr": lr, "train.class_weights": weights, "train.precision": precision}
     if by == "trainer":
         settings["speed.padding"] = "free"
-    return Trial(data, trials.named(weights, lr), seed, settings, by=by)
+    name = "-".join([trials.named(weights, lr), *tried.split()])
+    return Trial(data, name, seed, settings | TRIED.get(tried, {}), by=by)
 
 
 def check(args: argparse.Namespace) -> None:
@@ -83,40 +97,43 @@ def best_rate(done: dict, data: str, weights: str, seed: int) -> float:
 def compare(done: dict, data: str, seeds: Sequence[int]) -> None:
     """The scores of each side at its best rate and at 2e-5, and ours beside Trainer's."""
 
-    def rows(by: str, weights: str, lr: float) -> list[dict]:
-        keys = [trial(data, by, weights, lr, s).key for s in seeds]
+    def rows(by: str, weights: str, lr: float, tried: str = "") -> list[dict]:
+        keys = [trial(data, by, weights, lr, s, tried).key for s in seeds]
         return [done[k] for k in keys] if all(k in done for k in keys) else []
 
     rates = {w: best_rate(done, data, w, seeds[0]) for w in ("balanced", "none")}
     print(f"\n{data}, {len(seeds)} seeds\n")
     print("| | rate | F1 positive | macro-F1 | with the threshold: positive | macro |")
     print("|---|---|---|---|---|---|")
-    for by, weights in SIDES:
-        for lr in sorted({FIXED, rates[weights]}):
-            if some := rows(by, weights, lr):
-                cells = [
-                    mean_of(on_test(some, by_f1, score, tuned=tuned))
-                    for tuned in (False, True)
-                    for score in ("f1_positive", "f1_macro")
-                ]
-                print(f"| {by}, weights {weights} | {lr:g} | {' | '.join(cells)} |")
+    lines = [(*side, lr, "") for side in SIDES for lr in sorted({FIXED, rates[side[1]]})]
+    lines += [("ours", "none", rates["none"], tried) for tried in TRIED]
+    for by, weights, lr, tried in lines:
+        if some := rows(by, weights, lr, tried):
+            cells = [
+                mean_of(on_test(some, by_f1, score, tuned=tuned))
+                for tuned in (False, True)
+                for score in ("f1_positive", "f1_macro")
+            ]
+            what = ", ".join(filter(None, (f"{by}, weights {weights}", tried)))
+            print(f"| {what} | {lr:g} | {' | '.join(cells)} |")
     print("\n| ours less Trainer's, argmax of Trainer | F1 positive | macro-F1 |\n|---|---|---|")
     pairs = [
-        (w, t, at)
+        (w, "", t, at)
         for w in ("balanced", "none")
         for t in ("none", "balanced")
         for at in ("best", "2e-5")
     ]
-    for weights, theirs, at in pairs:
+    pairs += [("none", tried, "none", "best") for tried in TRIED]
+    for weights, tried, theirs, at in pairs:
         lr, lr_theirs = (FIXED, FIXED) if at == "2e-5" else (rates[weights], rates[theirs])
-        one, two = rows("ours", weights, lr), rows("trainer", theirs, lr_theirs)
+        one, two = rows("ours", weights, lr, tried), rows("trainer", theirs, lr_theirs)
         for tuned in (False, True) if one and two else ():
             cells = [
                 difference(on_test(one, by_f1, s, tuned=tuned), on_test(two, by_f1, s))
                 for s in ("f1_positive", "f1_macro")
             ]
-            words = ", with the threshold" if tuned else ""
-            what = f"ours, weights {weights}{words}; Trainer, weights {theirs}; rate {at}"
+            words = ("ours", f"weights {weights}", tried, "with the threshold" if tuned else "")
+            what = f"{', '.join(filter(None, words))}; Trainer, weights {theirs}; rate {at}"
             print(f"| {what} | {' | '.join(cells)} |")
 
 
@@ -135,6 +152,7 @@ def run(args: argparse.Namespace, names: Sequence[str]) -> None:
         train(
             [(d, *side, rates[d, side[1]], seed) for seed in args.seeds for side in SIDES]
             + [(d, *side, FIXED, seed) for seed in args.seeds for side in AT_FIXED]
+            + [(d, "ours", "none", rates[d, "none"], s, t) for s in args.seeds for t in TRIED]
         )
 
 
