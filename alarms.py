@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from history import History
-from runlog import number, part
+from runlog import baseline, number, part
 from schedule import lr_factor
 
 POINTS = 1000  # of a curve that are looked at
@@ -105,7 +105,7 @@ def plateau(history: History, state: dict) -> Alarm | None:
     early, late = losses[:third], losses[-third:]
     (first, early_spread), (last, late_spread) = map(_mean_and_variance, (early, late))
     noise = math.sqrt((early_spread + late_spread) / third)
-    best, floor = _best_score(history), _baseline(history, "majority", "f1_macro")
+    best, floor = _best_score(history), baseline(history.start, "majority", "f1_macro")
     if best is None or floor is None or len(history.evaluations()) < 3:
         return None
     has_fallen = first - last > max(0.02 * first, 2 * noise) or last < 0.9 * first
@@ -122,7 +122,7 @@ def plateau(history: History, state: dict) -> Alarm | None:
 
 def useless(history: History, state: dict) -> Alarm | None:
     """Finished, and never better than to say the commonest label always."""
-    best, floor = _best_score(history), _baseline(history, "majority", "f1_macro")
+    best, floor = _best_score(history), baseline(history.start, "majority", "f1_macro")
     if state.get("status") != "completed" or best is None or floor is None or best > floor:
         return None
     return Alarm(
@@ -145,7 +145,7 @@ def overfitting(history: History) -> Alarm | None:
     lowest = min(evals, key=lambda e: e["loss"])
     last, levels = evals[-1]["loss"], _levels(history)
     since = [e for e in evals if e["step"] > lowest["step"]]
-    guess = _baseline(history, "majority", "loss")
+    guess = baseline(history.start, "majority", "loss")
     if (
         len(since) < 2
         or any(e.get("best") is True for e in since[-2:])
@@ -177,7 +177,7 @@ def collapsed(history: History) -> Alarm | None:
     evals = history.evaluations()[-2:]
     shares = [max(s) for e in evals if (s := shares_of(e))]
     warmup, total = history.plan("warmup_steps"), history.plan("total_steps")
-    balance = _baseline(history, "majority", "accuracy")
+    balance = baseline(history.start, "majority", "accuracy")
     if len(shares) < 2 or min(shares) < 0.99:
         return None
     if (balance or 0) > 0.97 and not all(e.get("collapse") for e in evals):
@@ -363,10 +363,6 @@ def _finite(values: Iterable[float]) -> list[float]:
 def _mean_and_variance(values: list[float]) -> tuple[float, float]:
     mean = sum(values) / len(values)  # not of module statistics, whose fractions take milliseconds
     return mean, sum((v - mean) ** 2 for v in values) / (len(values) - 1)
-
-
-def _baseline(history: History, name: str, score: str) -> float | None:
-    return number(part(part(history.start, "baselines"), name).get(score))
 
 
 def _best_score(history: History) -> float | None:

@@ -68,25 +68,11 @@ def _flash(
     """
     assert not packing.filler  # the kernel would leave its rows as they were in memory
     ends, longest = packing.cu_seqlens, packing.max_length
-    if len(query) == len(key):
-        query_ends, longest_query = ends, longest
-    else:
-        query_ends, longest_query = (
-            torch.arange(len(ends), dtype=torch.int32, device=ends.device),
-            1,
-        )
+    q_ends, q_longest = ends, longest
+    if len(query) != len(key):  # one for each text
+        q_ends, q_longest = torch.arange(len(ends), dtype=torch.int32, device=ends.device), 1
     return torch.ops.aten._flash_attention_forward(
-        query,
-        key,
-        value,
-        query_ends,
-        ends,
-        longest_query,
-        longest,
-        dropout,
-        False,
-        False,
-        scale=scaling,
+        query, key, value, q_ends, ends, q_longest, longest, dropout, False, False, scale=scaling
     )[0]
 
 
@@ -135,35 +121,31 @@ class _Grouped(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         with torch.autocast(grad.device.type, enabled=False):
-            return _Grouped._backward(ctx, grad)
-
-    @staticmethod
-    def _backward(ctx, grad):
-        q, k, v, weights, mask = ctx.saved_tensors
-        rows, columns = ctx.rows, ctx.columns
-        grad = rows.pad(grad, q.dtype, is_gradient=True)
-        kept = weights if mask is None else weights * mask
-        dq, dk, dv, dweights = (torch.empty_like(x) for x in (q, k, v, weights))
-        for (_, g, v_, dw), (_, _, dv_, w) in zip(
-            rows.by_group(columns, grad, v, dweights),
-            rows.by_group(columns, grad, dv, kept),
-            strict=True,
-        ):
-            torch.bmm(w.transpose(1, 2), g, out=dv_)
-            torch.bmm(g, v_.transpose(1, 2), out=dw)
-        if mask is not None:
-            dweights.mul_(mask)
-        for (_, q_, k_, w), (_, dq_, dk_, dw) in zip(
-            rows.by_group(columns, q, k, weights),
-            rows.by_group(columns, dq, dk, dweights),
-            strict=True,
-        ):
-            dscores = torch._softmax_backward_data(dw, w, -1, w.dtype)
-            torch.bmm(dscores, k_, out=dq_)
-            torch.bmm(dscores.transpose(1, 2), q_, out=dk_)
-        dq = rows.unpad(dq.mul_(ctx.scaling), ctx.dtype)
-        dk, dv = columns.unpad(dk, ctx.dtype), columns.unpad(dv, ctx.dtype)
-        return dq, dk, dv, None, None, None
+            q, k, v, weights, mask = ctx.saved_tensors
+            rows, columns = ctx.rows, ctx.columns
+            grad = rows.pad(grad, q.dtype, is_gradient=True)
+            kept = weights if mask is None else weights * mask
+            dq, dk, dv, dweights = (torch.empty_like(x) for x in (q, k, v, weights))
+            for (_, g, v_, dw), (_, _, dv_, w) in zip(
+                rows.by_group(columns, grad, v, dweights),
+                rows.by_group(columns, grad, dv, kept),
+                strict=True,
+            ):
+                torch.bmm(w.transpose(1, 2), g, out=dv_)
+                torch.bmm(g, v_.transpose(1, 2), out=dw)
+            if mask is not None:
+                dweights.mul_(mask)
+            for (_, q_, k_, w), (_, dq_, dk_, dw) in zip(
+                rows.by_group(columns, q, k, weights),
+                rows.by_group(columns, dq, dk, dweights),
+                strict=True,
+            ):
+                dscores = torch._softmax_backward_data(dw, w, -1, w.dtype)
+                torch.bmm(dscores, k_, out=dq_)
+                torch.bmm(dscores.transpose(1, 2), q_, out=dk_)
+            dq = rows.unpad(dq.mul_(ctx.scaling), ctx.dtype)
+            dk, dv = columns.unpad(dk, ctx.dtype), columns.unpad(dv, ctx.dtype)
+            return dq, dk, dv, None, None, None
 
 
 def _layout(packing: Packing, heads: int, *, one_each: bool) -> "_Layout":
@@ -196,7 +178,7 @@ class _Layout:
         self.filler = 0 if one_each else packing.filler
         own = [1] * len(packing.lengths) if one_each else packing.lengths
         starts = np.cumsum([0, *own])
-        rows, is_padding, text = [], [], 0
+        rows, is_padding, heads_, text = [], [], [], 0
         for group, length in zip(packing.groups, self.lengths, strict=True):
             texts = slice(text, text := text + group.texts)
             place = np.arange(length)
@@ -205,13 +187,8 @@ class _Layout:
             shape = (group.texts, heads, length)
             rows.append(np.broadcast_to(row[:, None], shape).ravel())
             is_padding.append(np.broadcast_to(beyond[:, None], shape).ravel())
-        row, padding = np.concatenate(rows), np.concatenate(is_padding)
-        head = np.concatenate(
-            [
-                np.broadcast_to(np.arange(heads)[None, :, None], (g.texts, heads, n)).ravel()
-                for g, n in zip(packing.groups, self.lengths, strict=True)
-            ]
-        )
+            heads_.append(np.broadcast_to(np.arange(heads)[:, None], shape).ravel())
+        row, padding, head = map(np.concatenate, (rows, is_padding, heads_))
         back = np.empty(starts[-1] * heads, dtype=np.int64)
         real = np.flatnonzero(~padding)
         back[row[real] * heads + head[real]] = real

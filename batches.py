@@ -25,9 +25,8 @@ class Template:
 
     prefix: list[int]
     suffix: list[int]
-    pad_id: (
-        int  # 1 for XLM-R, not 0: id 0 is <s>, and positions are derived from input_ids != pad_id
-    )
+    # 1 for XLM-R, not 0: id 0 is <s>, and positions are derived from input_ids != pad_id
+    pad_id: int
     max_length: int  # tokens with prefix and suffix
     truncation: str  # head, tail or head_tail
 

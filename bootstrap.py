@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+F1_SCORES = ("f1_macro", "f1_positive")  # which have intervals
 REPLICATES = 10_000
 TAIL = 0.025  # on each side of a 95 % interval
 Z = 1.959964  # standard errors that leave as much
@@ -117,12 +118,7 @@ def interval(
 
 
 def told_interval(
-    labels: np.ndarray,
-    predicted: np.ndarray,
-    classes: int,
-    name: str,
-    positive: int | None,
-    **options: int,
+    labels: np.ndarray, predicted: np.ndarray, classes: int, name: str, positive: int | None
 ) -> tuple[float, float] | None:
     """`interval` of the score called `name`; None where it would mislead or is not defined.
 
@@ -135,7 +131,7 @@ def told_interval(
     needed = {"f1_macro": enough.sum() > 1, "f1_positive": enough[positive or 0]}
     if not needed.get(name, True):
         return None
-    low, high = interval(labels, predicted, classes, scorer(name, positive), **options)
+    low, high = interval(labels, predicted, classes, scorer(name, positive))
     return (low, high) if low < high else None
 
 

@@ -1,7 +1,6 @@
 """The model card of a finished run: what the model is, how good it is, how to use it."""
 
 import html
-import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -24,7 +23,7 @@ MANY_LABELS = 20
 USE = """\
 ```
 from transformers import pipeline
-classify = pipeline("text-classification", "{folder}")
+classify = pipeline("text-classification", "path/to/this/folder")
 classify("some text", truncation=True, max_length={max_length})
 ```
 
@@ -49,7 +48,6 @@ def write(job: Job, final: Mapping[str, object]) -> str:
         "Data": _data(job),
         "Scores": "\n\n".join(_scores(job, final)),
         "How to use it": USE.format(
-            folder="path/to/this/folder",
             max_length=job.cfg.data.max_length,
             truncation=job.cfg.data.truncation,
         ),
@@ -175,19 +173,12 @@ def _plain(scores: Mapping[str, object]) -> list[str]:
 def _settings(job: Job, final: Mapping[str, object]) -> str:
     """The settings that alter the result, and how the run ended."""
     rows = [
-        [f"`{name}`", safe(_as_set(value))]
+        [f"`{name}`", safe(config.written(value))]
         for name, value in sorted(config.altering(job.cfg).items())
     ]
     told = f"{final['steps']:,} steps, the best after {final['best_step']:,} "
     told += f"by {safe(final['metric'])}; ended because: {safe(final['reason'])}."
     return f"{told}\n\n{_table(['setting', 'value'], rows)}"
-
-
-def _as_set(value: object) -> str:
-    """A setting as it is written in config.yaml."""
-    if isinstance(value, str | Path):
-        return str(value)
-    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:

@@ -29,7 +29,8 @@ def check(cfg: Config, world: World, console: Console, *, strict: bool) -> int:
     estimate = Estimate(workload(job, sampler))
     estimate.add(0, 0.0)
     estimate.add(job.collate.cells(lengths[texts]), seconds)
-    console.say(f"  {job.steps}")
+    for line in results.told(job, world):
+        console.say(f"  {line}")
     console.say(f"  {probe}")
     console.say(
         f"  the longest pass, {len(texts)} texts, takes {peak_memory_gib(world.device):.1f} GiB; "

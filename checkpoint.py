@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from errors import MISSING, OK, UNAVAILABLE, USAGE, Refusal, printable
 from files import hold, open_regular, publish, read_json, sweep, write_json, writing
+from history import named
 from optimizer import state_tensors
 
 BYTES_PER_PARAMETER = 12  # itself and its two moments, fp32
@@ -270,7 +271,7 @@ def export(model: nn.Module, tokenizer, folder: Path, beside: Mapping[str, str])
 def main(argv: list[str] | None = None) -> int:
     """List, verify or prune the checkpoints of a run; the exit code of errors.py."""
     parser = argparse.ArgumentParser(description=main.__doc__.split(";")[0], allow_abbrev=False)
-    parser.add_argument("run", type=Path, metavar="RUN", help="a folder below runs/")
+    parser.add_argument("run", type=Path, metavar="RUN", help="a folder, or its name below runs/")
     chosen = parser.add_mutually_exclusive_group(required=True)
     chosen.add_argument("--list", action="store_true", help="step, size, which is the best")
     chosen.add_argument("--verify", action="store_true", help="compare every byte with its hash")
@@ -282,9 +283,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if args.prune is not None and args.prune < 1:
             raise Refusal(USAGE, f"--prune: expected a number of at least 1, found {args.prune}")
-        if not (args.run / "run_state.json").is_file():
-            raise Refusal(MISSING, f"{printable(args.run, 300)}: no run: it has no run_state.json")
-        return _prune_run(args.run, args.prune) if args.prune else _show(args.run, args.verify)
+        run = named(args.run)
+        if not (run / "run_state.json").is_file():
+            raise Refusal(MISSING, f"{printable(run, 300)}: no run: it has no run_state.json")
+        return _prune_run(run, args.prune) if args.prune else _show(run, args.verify)
     except Refusal as error:
         print(error.message, file=sys.stderr)
         return error.exit_code

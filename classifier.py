@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import nn
 
-import config
 import decision
 import encoder
 import model as models
@@ -64,7 +63,9 @@ class Classifier:
         dress = self.collate.template.dress
         parts = encode(texts, self.tokenizer)
         rows = [dress(np.array(ids, dtype=np.int64)) for part in parts for ids in part]
-        batches = self._cut(np.array([len(row) for row in rows]))
+        caps, is_packed = (self.batch_texts, self.batch_tokens), self.collate.padding == "free"
+        lengths = np.array([len(row) for row in rows])
+        batches = cut(np.arange(len(rows)), lengths, *caps, is_packed=is_packed)
         outs = []
         with self.autocast():
             for batch in batches:
@@ -73,12 +74,6 @@ class Classifier:
                 progressed(len(batch))
         found[np.concatenate(batches)] = torch.cat(outs).cpu().numpy()  # a GPU is waited for once
         return found
-
-    def _cut(self, lengths: np.ndarray) -> list[list[int]]:
-        """The texts of each pass."""
-        caps = (self.batch_texts, self.batch_tokens)
-        is_packed = self.collate.padding == "free"
-        return cut(np.arange(len(lengths)), lengths, *caps, is_packed=is_packed)
 
 
 def load(
@@ -97,7 +92,7 @@ def load(
     """
     try:
         place = pick_device(device, 0)
-        set_determinism(config.replace(config.Config(), run__deterministic=False), place)
+        set_determinism(False, place)
         source = models.find_source(name)
         if source.is_scratch:
             raise Refusal(MISSING, f"{name}: no trained model")
@@ -122,7 +117,7 @@ def load(
         encoder.install(model, packed=True, first_position=True)
     if precision == "auto" and known and known.precision == "fp32":
         precision = "fp32"
-    precision = pick_precision(config.replace(config.Config(), train__precision=precision), place)
+    precision = pick_precision(precision, place)
     decided = known.decision if known else PLAIN
     found = Classifier(
         model=model.to(place).eval(),  # last: what `install` adds is in training mode

@@ -15,6 +15,7 @@ import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
+from operator import ge, gt, le
 from pathlib import Path
 
 import yaml
@@ -32,8 +33,6 @@ MAX_EVENTS = 10_000  # of YAML, ours has 250; half a million values take PyYAML 
 def key(default, *, low=None, high=None, above=None, choices=None, alters=True):
     """A setting. low <= value <= high, value > above; `alters`: it can change a run's result."""
     check = {"low": low, "high": high, "above": above, "choices": choices, "alters": alters}
-    if isinstance(default, dict | list):
-        return field(default_factory=lambda: default, metadata=check)
     return field(default=default, metadata=check)
 
 
@@ -166,57 +165,45 @@ class Config:
     speed: SpeedConfig = field(default_factory=SpeedConfig)
 
 
+SECTIONS = [s.name for s in fields(Config)]
+BOUNDS = (("at least", ge, "low"), ("above", gt, "above"), ("at most", le, "high"))
 OF_A_MACHINE = ("data.train", "data.validation", "data.test", "data.cache_dir", "data.workers")
 OF_A_MACHINE += ("model.name", "run.dir", "log.hardware_s")  # the content counts, not the path
 
 # Settings as other trainers call them (transformers' TrainingArguments, Lightning).
-ELSEWHERE = {
-    "learning_rate": "optimizer.lr",
-    "num_train_epochs": "train.epochs",
-    "num_epochs": "train.epochs",
-    "max_epochs": "train.epochs",
-    "per_device_train_batch_size": "train.micro_batch_size",
-    "batch_size": "train.global_batch_size",
-    "train_batch_size": "train.global_batch_size",
-    "auto_find_batch_size": "train.micro_batch_size",
-    "gradient_accumulation_steps": "train.accumulation_steps",
-    "accumulate_grad_batches": "train.accumulation_steps",
-    "gradient_clip_val": "train.max_grad_norm",
-    "clip_grad_norm": "train.max_grad_norm",
-    "label_smoothing_factor": "train.label_smoothing",
-    "fp16": "train.precision",
-    "bf16": "train.precision",
-    "mixed_precision": "train.precision",
-    "class_weight": "train.class_weights",
-    "warmup_steps": "schedule.warmup_ratio",
-    "num_warmup_steps": "schedule.warmup_ratio",
-    "lr_scheduler_type": "schedule.min_lr_ratio",
-    "early_stopping_patience": "evaluation.patience",
-    "metric_for_best_model": "evaluation.metric",
-    "eval_steps": "evaluation.every",
-    "eval_strategy": "evaluation.every",
-    "evaluation_strategy": "evaluation.every",
-    "save_steps": "checkpoint.every",
-    "save_strategy": "checkpoint.every",
-    "save_total_limit": "checkpoint.keep",
-    "logging_steps": "log.every",
-    "output_dir": "run.dir",
-    "run_name": "run.name",
-    "resume_from_checkpoint": "run.resume",
-    "use_cpu": "run.device",
-    "no_cuda": "run.device",
-    "max_seq_length": "data.max_length",
-    "max_seq_len": "data.max_length",
-    "model_name_or_path": "model.name",
-    "model_name": "model.name",
-    "train_file": "data.train",
-    "validation_file": "data.validation",
-    "test_file": "data.test",
-    "text_column_name": "data.text_column",
-    "label_column_name": "data.label_column",
-    "dataloader_num_workers": "data.workers",
-    "torch_compile": "speed.compile",
+TOLD = {
+    "optimizer.lr": "learning_rate",
+    "train.epochs": "num_train_epochs num_epochs max_epochs",
+    "train.micro_batch_size": "per_device_train_batch_size auto_find_batch_size",
+    "train.global_batch_size": "batch_size train_batch_size",
+    "train.accumulation_steps": "gradient_accumulation_steps accumulate_grad_batches",
+    "train.max_grad_norm": "gradient_clip_val clip_grad_norm",
+    "train.label_smoothing": "label_smoothing_factor",
+    "train.precision": "fp16 bf16 mixed_precision",
+    "train.class_weights": "class_weight",
+    "schedule.warmup_ratio": "warmup_steps num_warmup_steps",
+    "schedule.min_lr_ratio": "lr_scheduler_type",
+    "evaluation.patience": "early_stopping_patience",
+    "evaluation.metric": "metric_for_best_model",
+    "evaluation.every": "eval_steps eval_strategy evaluation_strategy",
+    "checkpoint.every": "save_steps save_strategy",
+    "checkpoint.keep": "save_total_limit",
+    "log.every": "logging_steps",
+    "run.dir": "output_dir",
+    "run.name": "run_name",
+    "run.resume": "resume_from_checkpoint",
+    "run.device": "use_cpu no_cuda",
+    "data.max_length": "max_seq_length max_seq_len",
+    "model.name": "model_name_or_path model_name",
+    "data.train": "train_file",
+    "data.validation": "validation_file",
+    "data.test": "test_file",
+    "data.text_column": "text_column_name",
+    "data.label_column": "label_column_name",
+    "data.workers": "dataloader_num_workers",
+    "speed.compile": "torch_compile",
 }
+ELSEWHERE = {word: ours for ours, words in TOLD.items() for word in words.split()}
 
 
 def load(path: str | Path | None, overrides: Iterable[str] = ()) -> Config:
@@ -286,6 +273,11 @@ def dump(cfg: Config) -> str:
     return yaml.safe_dump(json.loads(json.dumps(dataclasses.asdict(cfg))), sort_keys=False)
 
 
+def written(value: object) -> str:
+    """A setting as it is written in config.yaml."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
 def _read_yaml(path: Path) -> Iterator[tuple[str, tuple[yaml.Node, str]]]:
     """Full key -> (node, where it stands) of a YAML file of two levels."""
     shown = printable(path, 200)
@@ -301,12 +293,11 @@ def _read_yaml(path: Path) -> Iterator[tuple[str, tuple[yaml.Node, str]]]:
     if root is None:
         return
     seen: dict[str, int] = {}
-    names = [s.name for s in fields(Config)]
     for section, body in _pairs(root, shown, "a section"):
         where = f"{shown} line {section.start_mark.line + 1}"
         if not isinstance(section, yaml.ScalarNode):
             raise Refusal(BAD_CONFIG, f"{where}: a section must be a word")
-        if section.value not in names:
+        if section.value not in SECTIONS:
             raise _unknown(section.value, where)
         _refuse_second(section.value, section, seen, where)
         if isinstance(body, yaml.ScalarNode) and body.value == "":
@@ -383,18 +374,14 @@ def _unknown(name: str, where: str) -> Refusal:
     guess = ELSEWHERE.get(word) or words.get(word)
     if guess is None:
         if "." not in name:  # it may be a section that is meant
-            words |= {s.name: s.name for s in fields(Config) if s.name != name}
+            words |= {s: s for s in SECTIONS if s != name}
         near = [words[w] for w in difflib.get_close_matches(word, words, n=1)]
         near_full = difflib.get_close_matches(name, full, n=1)
         guess = next(iter(near_full + near if "." in name else near + near_full), None)
-    hint = f"; did you mean {guess}?" if guess else f"; the sections are {_sections()}"
+    hint = f"; did you mean {guess}?" if guess else f"; the sections are {', '.join(SECTIONS)}"
     if guess == name:  # at the top level of a file
         hint = f"; write '{word}:' on a line of its own below '{name.partition('.')[0]}:'"
     return Refusal(BAD_CONFIG, f"{where}: unknown key {printable(name)}{hint}")
-
-
-def _sections() -> str:
-    return ", ".join(s.name for s in fields(Config))
 
 
 def _convert(name: str, node: yaml.Node, where: str) -> object:
@@ -411,20 +398,12 @@ def _convert(name: str, node: yaml.Node, where: str) -> object:
         raise Refusal(BAD_CONFIG, f"{where}: {name}: {error}") from None
     if name in PATHS and value:
         value = os.path.expanduser(value)
-    numbers = value.values() if isinstance(value, dict) else [value]
-    for number in numbers:
-        if isinstance(number, bool) or not isinstance(number, int | float):
-            continue
-        low, high, above = check["low"], check["high"], check["above"]
-        wanted = [f"at least {low}"] * (low is not None) + [f"above {above}"] * (above is not None)
-        wanted += [f"at most {high}"] * (high is not None)
-        inside = (
-            (low is None or number >= low)
-            and (high is None or number <= high)
-            and (above is None or number > above)
-        )
-        if not inside:
-            raise Refusal(BAD_CONFIG, f"{where}: {name}: {number} is not {' and '.join(wanted)}")
+    bounds = [(words, fits, check[b]) for words, fits, b in BOUNDS if check[b] is not None]
+    for number in value.values() if isinstance(value, dict) else [value]:
+        is_number = isinstance(number, int | float) and not isinstance(number, bool)
+        if is_number and not all(fits(number, limit) for _, fits, limit in bounds):
+            wanted = " and ".join(f"{words} {limit}" for words, _, limit in bounds)
+            raise Refusal(BAD_CONFIG, f"{where}: {name}: {number} is not {wanted}")
     return value
 
 

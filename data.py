@@ -5,9 +5,9 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +16,11 @@ import tables
 from config import DataConfig
 from errors import BAD_DATA, Refusal, printable
 
+SPLITS = ("train", "validation", "test")
 VALIDATION_SHARE = 0.1  # of the training rows, where no validation file is given
-MAX_LEAK_SHARE = (
-    0.1  # more training rows than this equal to evaluation rows: the files are mixed up
-)
+MAX_LEAK_SHARE = 0.1  # of the training rows equal to evaluation rows: the files are mixed up
 MAX_LABELS = 1000  # more, or longer ones, are a column of texts or numbers, not of labels
+FEW_LABELS = 10  # that many may be in a few rows
 MAX_WORD = 200  # characters of a label or a slice's value
 POSITIVE_WORDS = ("1", "true", "yes")
 SLICE_WORDS = ("lang", "language")  # what data.slice_columns=auto looks for
@@ -53,15 +53,9 @@ class Table:
         def pick(column: list) -> list:
             return [column[i] for i in wanted] if column else []
 
+        columns = (self.texts, self.labels, self.groups)
         slices = {name: pick(column) for name, column in self.slices.items()}
-        return Table(
-            self.path,
-            pick(self.texts),
-            pick(self.labels),
-            pick(self.groups),
-            slices,
-            pick(self.rows),
-        )
+        return Table(self.path, *map(pick, columns), slices, pick(self.rows))
 
 
 @dataclass(frozen=True)
@@ -119,6 +113,7 @@ def read_splits(cfg: DataConfig, *, seed: int) -> Splits:
     """
     findings: list[Finding] = []
     train = _read(cfg.train, cfg, findings)
+    _refuse_no_labels(train, cfg.label_column)
     validation = _read(cfg.validation, cfg, findings, "validation") if cfg.validation else None
     test = _read(cfg.test, cfg, findings, "test") if cfg.test else None
     _keep_common_slices([t for t in (train, validation, test) if t])
@@ -142,15 +137,8 @@ def read_splits(cfg: DataConfig, *, seed: int) -> Splits:
     report["held_out"] = 0 if cfg.validation else len(validation.rows)
     report["findings"] = [asdict(finding) for finding in findings]
     code = {name: i for i, name in enumerate(names)}
-    encoded = {name: _encode(table, code) for name, table in splits.items()}
-    return Splits(
-        encoded["train"],
-        encoded["validation"],
-        encoded.get("test"),
-        names,
-        positive,
-        report,
-    )
+    named = [_encode(splits[name], code) if name in splits else None for name in SPLITS]
+    return Splits(*named, names, positive, report)
 
 
 def texts_by_row(file: str | Path, cfg: DataConfig) -> dict[int, tuple[str, str]]:
@@ -190,28 +178,30 @@ def listed(rows: Sequence[object], count: int | None = None) -> str:
 def _read(name: str, cfg: DataConfig, findings: list[Finding], split: str = "train") -> Table:
     """One file as a Table without its bad rows."""
     table = Table(Path(name))
-    records = _records(table.path, table.name)
-    columns = next(records, None)
-    if columns is None:
-        raise Refusal(BAD_DATA, f"{table.name}: the file is empty")
-    twice = [c for c, n in Counter(columns).items() if n > 1]
-    if twice:
-        raise Refusal(BAD_DATA, f"{table.name}: two columns are called '{printable(twice[0])}'")
-    wanted = _wanted_columns(table.name, columns, cfg)
-    table.slices = {column: [] for column in wanted["slices"]}
+    kind = tables.KINDS.get(table.path.suffix.lower())
+    if kind in (None, "text"):
+        expected = "expected .csv, .tsv, .jsonl or .parquet"
+        raise Refusal(BAD_DATA, f"{table.name}: unknown kind of file; {expected}")
+    kind, _, columns, rows = tables.opened_rows(table.path, table.name, kind)
+    if kind == "parquet":
+        records = chain.from_iterable(tables.batch_records(b, table.name) for b in rows)
+    else:
+        records = (record for _, record in rows)
+    table.slices = {column: [] for column in _slice_columns(table.name, columns, cfg)}
     bad: dict[int, str] = {}
     for row, record in enumerate(records, 1):
-        text, label = tables.text_of(record[wanted["text"]]), _word(record[wanted["label"]])
+        text = tables.text_of(record.get(cfg.text_column))
+        label = _word(record.get(cfg.label_column))
         if not text or not label:
             bad[row] = f"row {row} ({'no label' if text else 'empty text'})"
             continue
         table.texts.append(text)
         table.labels.append(label)
         table.rows.append(row)
-        if wanted["group"] is not None:
-            table.groups.append(_word(record[wanted["group"]]) or f"\0row {row}")
-        for column, place in wanted["slices"].items():
-            table.slices[column].append(_word(record[place]) or "(none)")
+        if cfg.group_column:
+            table.groups.append(_word(record.get(cfg.group_column)) or f"\0row {row}")
+        for column, values in table.slices.items():
+            values.append(_word(record.get(column)) or "(none)")
     if bad:
         message = f"{len(bad):,} bad rows: {listed(list(bad.values()))}"
         if cfg.bad_rows == "stop":
@@ -224,28 +214,20 @@ def _read(name: str, cfg: DataConfig, findings: list[Finding], split: str = "tra
     return table
 
 
-def _wanted_columns(file: str, columns: Sequence[str], cfg: DataConfig) -> dict[str, object]:
-    """Where in a record the text, label, group and slices are; Refusal 65 if not there."""
-
-    def place(key: str, column: str) -> int:
-        if column in columns:
-            return columns.index(column)
+def _slice_columns(file: str, columns: Sequence[str], cfg: DataConfig) -> Sequence[str]:
+    """The file's slice columns; Refusal 65 if it lacks one that is named."""
+    slices = cfg.slice_columns
+    if slices == "auto":
+        slices = [c for c in columns if c.casefold() in SLICE_WORDS]
+    named = [("text", cfg.text_column), ("label", cfg.label_column), ("group", cfg.group_column)]
+    for key, column in named + [("slice", c) for c in slices]:
+        if column in (None, *columns):
+            continue
         has = ", ".join(printable(c, 30) for c in columns[:20])
-        if len(columns) == 1 and ";" in columns[0] and file.lower().endswith(".csv"):
-            has += "; are its columns parted by ';' where commas are expected?"
-        raise Refusal(
-            BAD_DATA, f"{file}: no column '{printable(column)}' ({key}); the file has: {has}"
-        )
-
-    slice_columns = cfg.slice_columns
-    if slice_columns == "auto":
-        slice_columns = tuple(c for c in columns if c.casefold() in SLICE_WORDS)
-    return {
-        "text": place("data.text_column", cfg.text_column),
-        "label": place("data.label_column", cfg.label_column),
-        "group": place("data.group_column", cfg.group_column) if cfg.group_column else None,
-        "slices": {c: place("data.slice_columns", c) for c in slice_columns},
-    }
+        where = f"data.{key}_column{'s' * (key == 'slice')}"
+        told = f"no column '{printable(column)}' ({where}); the file has: {has}"
+        raise Refusal(BAD_DATA, f"{file}: {told}")
+    return slices
 
 
 def _keep_common_slices(tables: list[Table]) -> None:
@@ -264,37 +246,6 @@ def _word(cell: object) -> str:
     if isinstance(cell, float) and cell.is_integer():
         cell = int(cell)
     return "" if cell is None else str(cell).strip()
-
-
-def _records(path: Path, name: str) -> Iterator[Sequence]:
-    """The column names of a file, then its rows as sequences in that order; `name` is shown."""
-    kind = tables.KINDS.get(path.suffix.lower())
-    if kind in tables.DELIMITERS:
-        rows = tables.csv_rows(tables.lines_of(path, name), name, tables.DELIMITERS[kind])
-        return (cells for _, cells in rows)
-    if kind == "jsonl":
-        return _of_objects(tables.json_rows(tables.lines_of(path, name), name))
-    if kind == "parquet":
-        return _of_batches(tables.parquet_batches(path, name), name)
-    raise Refusal(
-        BAD_DATA, f"{name}: unknown kind of file; expected .csv, .tsv, .jsonl or .parquet"
-    )
-
-
-def _of_objects(rows: Iterator[tuple[str, dict]]) -> Iterator[list]:
-    for _, first in islice(rows, 1):
-        columns = list(first)
-        yield columns
-        for _, record in chain([("", first)], rows):
-            yield [record.get(column) for column in columns]
-
-
-def _of_batches(batches: Iterator, name: str) -> Iterator[list]:
-    for schema in islice(batches, 1):
-        yield list(schema.names)
-        for batch in batches:
-            columns = [tables.cells_of(batch, i, name) for i in range(batch.num_columns)]
-            yield from zip(*columns, strict=True)
 
 
 def _limit(table: Table, limit: int | None, seed: int) -> Table:
@@ -356,13 +307,15 @@ def _label_names(train: Table) -> list[str]:
     return names
 
 
+def _refuse_no_labels(train: Table, column: str) -> None:
+    """Refusal 65 for a column of names, numbers or texts, of which nearly every row has another."""
+    found, rows = len(set(train.labels)), len(train.rows)
+    if found > min(MAX_LABELS, max(FEW_LABELS, rows / 2)):
+        told = f"{found:,} different labels in {rows:,} rows of '{printable(column)}'"
+        raise Refusal(BAD_DATA, f"{train.name}: {told}; is that the label column?")
+
+
 def _check_labels(names: list[str], cfg: DataConfig, others: Iterable[Table], train: str) -> None:
-    if len(names) > MAX_LABELS:
-        raise Refusal(
-            BAD_DATA,
-            f"{train}: {len(names):,} different labels in '{printable(cfg.label_column)}'; "
-            "is that the label column?",
-        )
     _refuse_long(max(names, key=len), f"{train}: data.label_column")
     for table in others:
         for label, row in zip(table.labels, table.rows, strict=True):

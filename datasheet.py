@@ -16,16 +16,13 @@ def data(checked: Mapping[str, object]) -> Html:
     found = checked.get("findings")
     if not isinstance(found, list):
         return absent("The run has no data_report.json that tells what the data check found.")
-    told = [tag("li", _message(finding), dir="auto") for finding in found[:MAX_LISTED]]
+    messages = [f.get("message") if isinstance(f, dict) else f for f in found[:MAX_LISTED]]
+    told = [tag("li", message, dir="auto") for message in messages]
     if held := number(checked.get("held_out")):
         text = f"The {held:,.0f} validation texts were split off the training file."
         told.insert(0, tag("li", text))
     none = [] if found else [tag("p", "The data check found nothing wrong.")]
     return join([*_counts(checked), *none, tag("ul", *told), *_surface(checked)])
-
-
-def _message(finding: object) -> object:
-    return finding.get("message") if isinstance(finding, dict) else finding
 
 
 def _counts(checked: Mapping[str, object]) -> Iterator[Html]:

@@ -193,10 +193,10 @@ def read(folder: Path) -> Inference | None:
             and inference.truncation in ("head", "tail", "head_tail")
             and inference.precision in ("fp32", "bf16")
             and TEMPERATURES[0] <= inference.temperature <= TEMPERATURES[1]
+            and inference.positive_label in (None, *inference.labels)
             and (inference.threshold is None or 0 <= inference.threshold <= 1)
             and (inference.threshold is None or len(inference.labels) == 2)
-            and (inference.positive_label in (None, *inference.labels))
-            and not (inference.threshold is not None and inference.positive_label is None)
+            and (inference.threshold is None or inference.positive_label is not None)
         )
     except TypeError:
         is_sound = False

@@ -90,12 +90,6 @@ class Reliability:
     confidence: np.ndarray
     accuracy: np.ndarray
 
-    @property
-    def error(self) -> float:
-        """The expected calibration error, as `metrics.calibration_error` has it."""
-        gap = np.abs(np.nan_to_num(self.accuracy - self.confidence))
-        return float((gap * self.counts).sum() / self.counts.sum())
-
 
 def reliability(predictions: Predictions) -> Reliability:
     """The predicted class's probability against the share that is right, in 15 equal bins."""

@@ -115,25 +115,14 @@ def _attend(
     """Attention by the model's implementation of q (T or B, H), k and v (T, H)."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    name = attention.config._attn_implementation
-    query, key, value = (
-        x.view(batch, -1, attention.num_attention_heads, attention.attention_head_size).transpose(
-            1, 2
-        )
-        for x in projections
-    )
+    name, heads = attention.config._attn_implementation, attention.num_attention_heads
+    size, p = attention.attention_head_size, attention.dropout.p if attention.training else 0.0
+    query, key, value = (x.view(batch, -1, heads, size).transpose(1, 2) for x in projections)
     if packing is None and mask is not None:
         mask = mask[:, :, : query.shape[2]]
-    out, _ = ALL_ATTENTION_FUNCTIONS[name if name in ALL_ATTENTION_FUNCTIONS else "sdpa"](
-        attention,
-        query,
-        key,
-        value,
-        mask,
-        dropout=attention.dropout.p if attention.training else 0.0,
-        scaling=attention.scaling,
-        packing=packing,
-    )
+    attend = ALL_ATTENTION_FUNCTIONS[name if name in ALL_ATTENTION_FUNCTIONS else "sdpa"]
+    options = {"dropout": p, "scaling": attention.scaling, "packing": packing}
+    out, _ = attend(attention, query, key, value, mask, **options)
     return out.reshape(-1, query.shape[1] * query.shape[3])
 
 

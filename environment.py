@@ -123,7 +123,7 @@ def is_complete(tests: bool) -> bool:
     """
     marker = made()
     right_build = marker.get("build") != "cpu" or wants_cpu_build()
-    return right_build and digests(tests).items() <= marker.items() and _runs(venv_python())
+    return right_build and digests(tests).items() <= marker.items() and _runs()
 
 
 def venv_python() -> Path:
@@ -131,11 +131,11 @@ def venv_python() -> Path:
     return VENV / "bin" / "python"
 
 
-def _runs(python: Path, *modules: str) -> bool:
+def _runs(*modules: str) -> bool:
     """Whether it is no stump of a Python that was removed, is new enough and has `modules`."""
     code = f"import sys, {', '.join(('os', *modules))}; sys.exit(sys.version_info < (3, 11))"
     try:
-        return subprocess.run([python, "-c", code], capture_output=True).returncode == 0
+        return subprocess.run([venv_python(), "-c", code], capture_output=True).returncode == 0
     except OSError:
         return False
 
@@ -176,7 +176,7 @@ def make_venv(tests: bool) -> None:
     MARKER.unlink(missing_ok=True)
     log = CACHE / "pip.log"
     log.write_bytes(b"")
-    if not _runs(venv_python(), "pip"):
+    if not _runs("pip"):
         say(f"making {VENV}: a few seconds")
         _run([sys.executable, "-m", "venv", "--clear", str(VENV)], log)
         before = {}

@@ -9,6 +9,7 @@ import numpy as np
 
 import bootstrap
 import predictions
+from bootstrap import F1_SCORES
 from errors import Refusal, printable
 from predictions import Predictions
 from runlog import part
@@ -16,7 +17,6 @@ from summary import Run
 from view import figure
 
 SCORES = ("f1_macro", "f1_positive", "accuracy", "loss")
-TESTED = ("f1_macro", "f1_positive")
 TINY = 5e-8  # half the last place of a stored probability; zero has no logarithm
 INTERVALS = (
     "In brackets: 95 % intervals, of the loss by its standard error, else by bootstrap. They tell "
@@ -101,7 +101,7 @@ def paired_tests(runs: Mapping[str, Run], known: Known) -> list[str]:
             lines.append(f"{x} - {first}  no paired test: {reason}")
             continue
         about, other = (positive(runs[y], known[first].classes) for y in (first, x))
-        for name in TESTED if about is not None and about == other else TESTED[:1]:
+        for name in F1_SCORES if about is not None and about == other else F1_SCORES[:1]:
             lines.append(f"{x} - {first}  {name:<11}  {_tested(known, first, x, name, about)}")
             count += 1
     if count > 1:

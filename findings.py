@@ -7,16 +7,16 @@ from collections.abc import Mapping
 
 import numpy as np
 
-import bootstrap
 import diagnostics
+import metrics
 import plots
+from bootstrap import F1_SCORES
 from markup import Html, absent, figures, join, note, plate, safe, short, table, tag
 from predictions import Predictions
 from runlog import number, part
 from view import figure
 
 Splits = Mapping[str, Predictions | str]
-F1_SCORES = ("f1_macro", "f1_positive")
 MAX_CURVES = 8
 MAX_BESIDE = 10  # classes of two matrices beside each other
 MAX_PAIRS = 20
@@ -33,14 +33,6 @@ def reasons(splits: Splits) -> list[Html]:
     if len(told) > 1 and len(set(told.values())) == 1:
         told = {" and ".join(told): next(iter(told.values()))}
     return [absent(f"{name.capitalize()}: {why}.") for name, why in told.items()]
-
-
-def interval(
-    p: Predictions, score: str, positive: int | None, where: object = slice(None), **options: int
-) -> tuple[float, float] | None:
-    """The 95 % interval of a score over some of a split's texts; None where there is none."""
-    labels, predicted, classes = p.labels[where], p.predicted[where], len(p.classes)
-    return bootstrap.told_interval(labels, predicted, classes, score, positive, **options)
 
 
 def with_interval(value: object, within: tuple[float, float] | None) -> Html:
@@ -151,7 +143,8 @@ def calibration(splits: Splits) -> Html:
     for name, p in known(splits).items():
         found = diagnostics.reliability(p)
         is_high = np.nansum((found.confidence - found.accuracy) * found.counts) > 0
-        words = f"Expected calibration error {found.error:.3f}; "
+        error = metrics.calibration_error(p.probabilities, p.labels)
+        words = f"Expected calibration error {error:.3f}; "
         words += f"on the whole {'over' if is_high else 'under'}confident."
         said = (
             f"Reliability diagram on {name}: accuracy by predicted probability in 15 bins. {words}"

@@ -15,6 +15,7 @@ from files import open_regular, read_json
 from runlog import MAX_LINE, number, parse, part
 
 LOG = "metrics.jsonl"
+RUNS = Path("runs")  # where runs are if run.dir says nothing else
 STEP = (
     *("time", "step", "epoch", "loss", "lr", "grad_norm", "padding_share", "step_s"),
     *("examples_per_s", "tokens_per_s", "data_wait_share", "peak_memory_gib", "skipped"),
@@ -29,6 +30,12 @@ CHUNK = 1 << 22  # bytes
 # many step lines. A parse takes 4 us, a million of them would be waited for.
 MAX_PARSED = 1 << 23
 STEP_LINE = b'{"event": "step"'  # how runlog writes one
+
+
+def named(run: Path) -> Path:
+    """The run's folder, given as a path or by its name below runs/."""
+    below = RUNS / run
+    return below if not run.exists() and below.is_dir() else run
 
 
 class Series:

@@ -39,15 +39,9 @@ ROOT = Path(__file__).resolve().parent
 TRAIN = str(ROOT / "train.py")
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # train.py saves and stops at these
 SHUTDOWN_S = 300  # from a signal to a durable checkpoint: one step, and GBs on a slow disk
-LEFT_OVER = (
-    "RANK",
-    "LOCAL_RANK",
-    "WORLD_SIZE",
-    "EXIT_CODE_FILE",
-    "CHECK_WORLD_SIZE",
-    "LAUNCHER_PID",
-    "TORCHELASTIC_RESTART_COUNT",
-)  # of a launcher around us
+# Of a launcher around us.
+LEFT_OVER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "EXIT_CODE_FILE", "CHECK_WORLD_SIZE")
+LEFT_OVER += ("LAUNCHER_PID", "TORCHELASTIC_RESTART_COUNT")
 ASK_TORCH = """
 import json, torch
 gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
@@ -285,9 +279,7 @@ def main(argv: list[str]) -> int:
         cfg = config.load(path, overrides)
         gpus = visible_gpus() if cfg.run.device != "cpu" else []
         plan = make_plan(os.environ, len(gpus))
-        if (
-            cfg.run.resume == "never"
-        ):  # a restart would begin a run beside the one it is to go on with
+        if cfg.run.resume == "never":  # a restart would begin another run beside it
             plan = dataclasses.replace(plan, restarts=0)
         print(f"hardware: {describe(gpus)}", file=sys.stderr, flush=True)
         for name in LEFT_OVER:

@@ -50,9 +50,9 @@ def tag(name: str, *children: object, **attributes: object) -> Html:
     return Html(f"<{name}{written}>{''.join(map(safe, children))}</{name}>")
 
 
-def join(parts: Iterable[object], between: str = "\n") -> Html:
+def join(parts: Iterable[object]) -> Html:
     """Pieces of markup or text, one after the other."""
-    return Html(between.join(map(safe, parts)))
+    return Html("\n".join(map(safe, parts)))
 
 
 def absent(why: object) -> Html:

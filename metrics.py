@@ -4,7 +4,6 @@ Shapes: N examples, K classes.
 """
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -88,11 +87,9 @@ def score(labels: np.ndarray, logits: np.ndarray, positive: int | None) -> dict[
         result["roc_auc"] = float(sk.roc_auc_score(hot[:, column], probability[:, column]))
     else:
         result["roc_auc"] = float(sk.roc_auc_score(hot, probability, average="macro"))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # scikit-learn explains a missing class, excluded above
-        columns = [positive] if positive is not None else range(classes)
-        ap = [sk.average_precision_score(hot[:, c], probability[:, c]) for c in columns]
-        result["average_precision"] = float(np.mean(ap))
+    columns = [positive] if positive is not None else range(classes)
+    ap = [sk.average_precision_score(hot[:, c], probability[:, c]) for c in columns]
+    result["average_precision"] = float(np.mean(ap))
     return result
 
 

@@ -141,7 +141,9 @@ def _folder_source(name: str, folder: Path) -> Source:
     _refuse_odd_files(folder)
     weights = sorted(folder.glob("*.safetensors"))
     if not (folder / "config.json").is_file():
-        _refuse(folder, "has no config.json")
+        best = folder / "best"
+        hint = f"; did you mean {printable(best, 200)}?" if best.is_dir() else ""
+        _refuse(folder, f"has no config.json{hint}")
     if not weights:
         _refuse(folder, "has no .safetensors file; pickled weights (.bin) are not loaded")
     config = _read_object(folder / "config.json")
@@ -332,9 +334,9 @@ def load_model(
 ) -> nn.Module:
     """A sequence classifier over `label_names`, fp32, on the CPU, in training mode.
 
-    A new head is drawn from `seed`; an earlier one is kept, and that is said, if it was trained for
-    the same labels. `is_trained`: nothing may be drawn. Raises Refusal 66 for files that cannot be
-    loaded.
+    A new head is drawn from `seed`; an earlier one is kept if it was trained for the same labels,
+    and what became of it is said. `is_trained`: nothing may be drawn. Raises Refusal 66 for files
+    that cannot be loaded.
     """
     from transformers import AutoModelForSequenceClassification
     from transformers.utils import logging
@@ -363,11 +365,13 @@ def load_model(
         _refuse_partial(source, model.base_model_prefix, loading, is_trained=is_trained)
         if same_labels and not loading["missing_keys"] and not loading["mismatched_keys"]:
             say("  its head is kept, as it was trained for the same labels")
+        elif not loading["missing_keys"]:
+            say("  its head is drawn anew, as it was trained for other labels")
         if not same_labels:
             torch.manual_seed(seed)
             for name, module in model.named_children():
                 if name != model.base_model_prefix:
-                    module.apply(redraw(config.initializer_range))
+                    redraw(module, config.initializer_range)
         _try(model, tokenizer, is_padded=not is_trained)
         return model.train()
     except Refusal:
@@ -460,16 +464,12 @@ def _load_config(source: Source):
         _refuse(source.folder, _one_line(error))
 
 
-def redraw(std: float) -> Callable[[nn.Module], None]:
-    """Initialise a linear layer as BERT does: normal weights of deviation `std`, biases zero."""
-
-    def draw(module: nn.Module) -> None:
-        if isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=std)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-
-    return draw
+def redraw(module: nn.Module, std: float) -> None:
+    """Draw linear layers anew as BERT does: normal weights of deviation `std`, biases zero."""
+    for layer in (m for m in module.modules() if isinstance(m, nn.Linear)):
+        nn.init.normal_(layer.weight, std=std)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
 
 
 def check_positions(source: Source, max_length: int) -> None:

@@ -25,15 +25,15 @@ from pathlib import Path
 
 import screen
 import words
+from columns import fitting
 from errors import MISSING, OK, UNAVAILABLE, USAGE, Refusal, printable
 from files import open_regular
 from hardware import Machine, Recorder
-from history import LOG, Follower, gpus_of
+from history import LOG, RUNS, Follower, gpus_of, named
 from view import View
 
 ALARMED = 1
 EVERY_S = 1.0
-RUNS = Path("runs")
 FINAL = ("completed", "failed")  # lines end here; what was preempted or killed may go on
 
 
@@ -92,7 +92,7 @@ class Watcher:
 
 def find(asked: Path | None) -> Path | None:
     """The run asked for, else the newest below runs/ by its log; None while there is no log."""
-    logs = RUNS.glob(f"*/{LOG}") if asked is None else [asked / LOG]
+    logs = RUNS.glob(f"*/{LOG}") if asked is None else [named(asked) / LOG]
     times = {}
     for log in logs:
         with contextlib.suppress(OSError):  # there is none, or it has just gone
@@ -106,7 +106,7 @@ def wait_for(asked: Path | None) -> Path:
     is_told = False
     while (run := find(asked)) is None:
         if not is_told:
-            print(f"no run yet: waiting for {_place(asked)}", flush=True)
+            print(_waiting(asked), flush=True)
         is_told = True
         time.sleep(EVERY_S)
     return run
@@ -118,23 +118,24 @@ def follow_on_screen(asked: Path | None) -> None:
 
     style = {"colour": screen.has_colour(os.environ)}
     style |= {"unicode": screen.is_unicode(sys.stdout.encoding)}
-    watcher = Watcher(wait_for(asked))
-    keys, pause_s, lines = "", 0.2, []  # that long this machine is looked at first
+    watcher, view, keys, lines = None, None, "", []
     try:
         with Terminal() as terminal:
             while not {"q", "Q", "\x04"} & set(keys):
-                view = watcher.look()
-                lines = screen.draw(view, *terminal.size, **style)
-                terminal.draw(lines)
-                if view.is_live:
-                    watcher.watch_machine()
+                newest, pause_s = find(asked), EVERY_S
+                if view and newest not in (None, watcher.run) and not view.is_running:
+                    watcher.close()
+                    watcher = view = None
+                if newest and not watcher:
+                    watcher, pause_s = Watcher(newest), 0.2  # in which this machine is looked at
+                if watcher:
+                    view = watcher.look()
+                    lines = screen.draw(view, *terminal.size, **style)
+                    (watcher.watch_machine if view.is_live else watcher.close)()
                 else:
-                    watcher.close()
-                keys, pause_s = terminal.wait(pause_s), EVERY_S
-                newest = find(asked)
-                if newest not in (None, watcher.run) and not view.is_running:
-                    watcher.close()
-                    watcher = Watcher(newest)
+                    lines = fitting([_waiting(asked)], terminal.size[0])
+                terminal.draw(lines)
+                keys = terminal.wait(pause_s)
     except KeyboardInterrupt:
         pass
     print(*lines, sep="\n")  # the last picture stays to be read
@@ -174,6 +175,10 @@ def show_once(asked: Path | None) -> int:
     return ALARMED if view.alarms else OK
 
 
+def _waiting(asked: Path | None) -> str:
+    return f"no run yet: waiting for {_place(asked)}"
+
+
 def _place(asked: Path | None) -> str:
     return printable((asked or RUNS / "*") / LOG, 200)
 
@@ -189,7 +194,8 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         usage=argparse.SUPPRESS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("run", nargs="?", type=Path, help="a folder below runs/, or runs/ itself")
+    where = "a folder, its name below runs/, or runs/ itself"
+    parser.add_argument("run", nargs="?", type=Path, help=where)
     chosen = parser.add_mutually_exclusive_group()
     chosen.add_argument("--once", action="store_true", help="tell what is known and leave")
     chosen.add_argument("--list", action="store_true", help="all runs, the best first")
@@ -235,11 +241,11 @@ def act(args: argparse.Namespace) -> int:
     if args.list:
         import compare
 
-        print(*compare.list_runs(args.run or RUNS, width), sep="\n")
+        print(*compare.list_runs(named(args.run or RUNS), width), sep="\n")
     elif args.compare:
         import compare
 
-        print(*compare.compare_runs(args.compare, width), sep="\n")
+        print(*compare.compare_runs([named(run) for run in args.compare], width), sep="\n")
     elif args.report or args.export:
         run = find(args.run)
         if run is None:

@@ -16,12 +16,8 @@ MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps of each paramete
 
 def make_optimizer(model: nn.Module, cfg: OptimizerConfig) -> torch.optim.AdamW:
     """Fused AdamW with zero moments; each group remembers its `peak_lr`."""
-    groups = parameter_groups(
-        model, lr=cfg.lr, weight_decay=cfg.weight_decay, layer_decay=cfg.layer_decay
-    )
+    groups = parameter_groups(model, cfg)
     optimizer = torch.optim.AdamW(groups, lr=cfg.lr, fused=True)
-    for group in optimizer.param_groups:
-        group["peak_lr"] = group["lr"]
     create_state(optimizer)
     embedding = model.get_input_embeddings()
     if isinstance(embedding, ActiveEmbedding):
@@ -29,10 +25,8 @@ def make_optimizer(model: nn.Module, cfg: OptimizerConfig) -> torch.optim.AdamW:
     return optimizer
 
 
-def parameter_groups(
-    model: nn.Module, *, lr: float, weight_decay: float, layer_decay: float
-) -> list[dict[str, object]]:
-    """AdamW groups, each with `params`, `lr` (its peak) and `weight_decay`.
+def parameter_groups(model: nn.Module, cfg: OptimizerConfig) -> list[dict[str, object]]:
+    """AdamW groups, each with `params`, `lr` (its peak, also `peak_lr`) and `weight_decay`.
 
     Biases and normalisation weights, all one-dimensional, are not decayed (Devlin et al. 2019,
     arXiv:1810.04805). A group's rate is lr * layer_decay ** depth below the head; the head has
@@ -43,14 +37,12 @@ def parameter_groups(
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             groups.setdefault((depths[name], parameter.ndim > 1), []).append(parameter)
-    return [
-        {
-            "params": parameters,
-            "lr": lr * layer_decay**depth,
-            "weight_decay": weight_decay if decayed else 0.0,
-        }
-        for (depth, decayed), parameters in groups.items()
-    ]
+    made = []
+    for (depth, is_decayed), parameters in groups.items():
+        lr = cfg.lr * cfg.layer_decay**depth
+        decay = cfg.weight_decay if is_decayed else 0.0
+        made.append({"params": parameters, "lr": lr, "peak_lr": lr, "weight_decay": decay})
+    return made
 
 
 def layer_depths(model: nn.Module) -> dict[str, int]:

@@ -43,6 +43,7 @@ from errors import (
     printable,
 )
 from files import replacing, writing
+from history import named
 from signals import Stopped, StopRequest
 from tables import Chunk, Table
 
@@ -55,6 +56,7 @@ def predict(args: argparse.Namespace) -> None:
     run = find_run(args.run)
     table = open_table(args, run)
     kind = tables.kind_of(args.out) if args.out else table.kind
+    kind = table.kind if table.kind.startswith(kind) else kind  # semicolons stay semicolons
     if kind == "parquet" and not args.out:
         raise Refusal(USAGE, "Parquet is not written to standard output; give --out")
     name = args.run if run is None else str(best_of(run))
@@ -165,7 +167,7 @@ def find_run(name: str) -> Path | None:
 
     Raises Refusal 66 where the folder above is there, and this one is not.
     """
-    folder = Path(os.path.expanduser(name))
+    folder = named(Path(os.path.expanduser(name)))
     run = folder.parent if folder.name == "best" else folder
     if not run.exists() and len(run.parts) > 1 and run.parent.is_dir():  # no hub name
         raise Refusal(MISSING, f"no run: there is no {printable(run, 300)}")
@@ -244,12 +246,11 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
         usage=argparse.SUPPRESS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "run", metavar="RUN", nargs="?", help="a run, a model's folder, or a hub name"
-    )
+    which = "a run, its name below runs/, a model's folder, or a hub name"
+    parser.add_argument("run", metavar="RUN", nargs="?", help=which)
     parser.add_argument("texts", metavar="TEXT", nargs="*")
-    kinds = ", ".join(tables.KINDS)
-    parser.add_argument("--file", type=Path, metavar="F", help=f"{kinds}; - is standard input")
+    kinds = f"{', '.join(tables.KINDS)}; - is standard input, a text a line"
+    parser.add_argument("--file", type=Path, metavar="F", help=kinds)
     parser.add_argument("--out", type=Path, metavar="F", help="default: standard output")
     parser.add_argument("--text-column", metavar="NAME", help="default: the run's, else text")
     parser.add_argument("--argmax", action="store_true", help="without the fitted threshold")

@@ -105,12 +105,12 @@ class Job:
 def prepare(cfg: Config, world: World, say: Callable[[str], None], *, strict: bool = False) -> Job:
     """Everything that can be checked before the first step is; every refusal is on all ranks."""
     world.together(lambda: check_metric(cfg, None))
-    set_determinism(cfg, world.device)
+    set_determinism(cfg.run.deterministic, world.device)
     source = _settle_source(cfg, world, say)
     if source.is_scratch:
         cfg = _with_scratch_settings(cfg, say)
     world.together(lambda: models.check_positions(source, cfg.data.max_length))
-    precision = world.share(pick_precision(cfg, world.device))
+    precision = world.share(pick_precision(cfg.train.precision, world.device))
     cfg = config.replace(cfg, model__name=source.name, train__precision=precision)
     tokenizer, corpus = _tokenise(cfg, source, world, say)
     for finding in corpus.findings:
@@ -163,21 +163,21 @@ def prepare(cfg: Config, world: World, say: Callable[[str], None], *, strict: bo
     return job if is_cut_given or world.device.type == "cpu" else _fit_memory(job, world, say)
 
 
-def set_determinism(cfg: Config, device: torch.device) -> None:
+def set_determinism(deterministic: bool, device: torch.device) -> None:
     """Same bytes on the same hardware: deterministic kernels, no TF32 behind the user's back."""
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = False
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(cfg.run.deterministic)
+    torch.use_deterministic_algorithms(deterministic)
     torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs time
 
 
-def pick_precision(cfg: Config, device: torch.device) -> str:
+def pick_precision(wanted: str, device: torch.device) -> str:
     """bf16 where the hardware multiplies it natively, if left to us; weights stay fp32."""
-    if cfg.train.precision != "auto":
-        return cfg.train.precision
+    if wanted != "auto":
+        return wanted
     if device.type == "cuda":
         return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
     try:

@@ -250,9 +250,8 @@ def load_best(job: Job, world: World, run: RunDir | None, progress: Progress) ->
 
     def load() -> None:
         folder = checkpoint.folder_of(run.checkpoints, progress.best_step)
-        wrong = checkpoint.fault(
-            folder, checkpoint.FILES
-        )  # long ago written, and safetensors sees no flipped bit
+        # Long ago written, and safetensors sees no flipped bit.
+        wrong = checkpoint.fault(folder, checkpoint.FILES)
         if wrong:
             raise Refusal(MISSING, f"{folder}: the best checkpoint is damaged: {wrong}")
         checkpoint.load_weights(folder, job.model)

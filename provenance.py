@@ -24,7 +24,11 @@ def configuration(view: View) -> Html:
     settings = part(view.history.start, "config")
     defaults = json.loads(json.dumps(config.flatten(config.Config())))
     rows = [
-        (tag("code", name), tag("code", _written(value)), tag("code", _written(defaults.get(name))))
+        (
+            tag("code", name),
+            tag("code", config.written(value)),
+            tag("code", config.written(defaults.get(name))),
+        )
         for name, value in list(settings.items())[:MAX_LISTED]
     ]
     changed = [
@@ -42,10 +46,6 @@ def configuration(view: View) -> Html:
     listed = table(("file", "size", "sha256"), files, words=(0, 2))
     parts += [facts(_environment(view)), tag("h3", "Files"), listed]
     return join(parts)
-
-
-def _written(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _environment(view: View) -> Iterator[tuple[str, object]]:

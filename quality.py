@@ -263,7 +263,7 @@ def few_in_slices(part: Part, train: Split) -> Finding | None:
         ]
     if not told:
         return None
-    message = f"{name}: {len(told):,} slices are too small to score: {listed(told)}"
+    message = f"{name}: {len(told):,} slices are too small to score well: {listed(told)}"
     rows = split.rows[is_found]
     details = {"slices": len(told)}
     return Finding("few_in_slices", name, message, len(rows), rows[:KEPT].tolist(), details)

@@ -18,18 +18,18 @@ import groups
 import predictions
 import provenance
 import timelines
+from bootstrap import F1_SCORES, told_interval
 from errors import MISSING, Refusal
 from files import read_json, write_text, writing
 from findings import Splits, with_interval
 from history import LOG, Follower
 from markup import Html, absent, document, facts, join, note, short, table, tag
-from runlog import number, part
-from timelines import BASELINES, baseline
+from runlog import baseline, number, part
+from timelines import BASELINES
 from view import View, figure, in_words
 
 NAME = "report.html"
 SPLITS = ("test", "validation")
-SCORES = ("f1_macro", "f1_positive")
 STATUS = {"completed": "finished", "preempted": "stopped, can go on", "dead": "its process is gone"}
 MAX_LISTED = 200  # warnings
 
@@ -128,9 +128,9 @@ class Subject:
     def intervals(self) -> dict[tuple[str, str], tuple[float, float] | None]:
         """The 95 % interval of each split's scores, by both names."""
         return {
-            (name, score): findings.interval(p, score, self.positive)
+            (name, s): told_interval(p.labels, p.predicted, len(p.classes), s, self.positive)
             for name, p in findings.known(self.splits).items()
-            for score in SCORES
+            for s in F1_SCORES
         }
 
     @cached_property
@@ -185,7 +185,7 @@ def headline(subject: Subject) -> Html:
     scores = {name: subject.results[name] for name in scored}
     main = scored[0]
     words = {"f1_macro": "macro-F1", "f1_positive": f"F1 of '{_positive(subject)}'"}
-    shown = [s for s in SCORES if any(number(scores[n].get(s)) is not None for n in scored)]
+    shown = [s for s in F1_SCORES if any(number(scores[n].get(s)) is not None for n in scored)]
     large = [
         tag(
             "p",

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -34,7 +34,7 @@ from model import weights_key
 from prepare import Job, named_weights
 from progress import Progress
 from rundir import RunDir
-from runlog import RunLog, lines, number
+from runlog import RunLog, lines, worked_s
 from signals import Stopped
 
 # --- the directory of a run -----------------------------------------------------------------------
@@ -101,13 +101,8 @@ def start(job: Job, run: RunDir, log: RunLog, console: Console, world: World) ->
         write_json(run.path / "data_report.json", job.corpus.report)
     _warn_of_changes(job, run, log, console, world)
     scores = scoring.score_baselines(job, job.corpus.validation)
-    counts = {"train": len(job.corpus.train)} | {
-        name: len(split) for name, split in job.corpus.evaluated().items()
-    }
-    weights = named_weights(job)
-    trained = sum(p.numel() for p in job.model.parameters())
-    parameters = trained + savings.idle_parameters(job.model)
-    positive = None if job.positive is None else job.corpus.label_names[job.positive]
+    counts = _counts(job)
+    trained, parameters = _parameters(job)
     log.write(
         "start",
         run=run.path.name,
@@ -118,35 +113,51 @@ def start(job: Job, run: RunDir, log: RunLog, console: Console, world: World) ->
         data=counts,
         texts_sha256={name: job.corpus.report[name]["texts_sha256"] for name in counts},
         labels=job.corpus.label_names,
-        positive_label=positive,
-        class_weights=weights,
+        positive_label=_positive(job),
+        class_weights=named_weights(job),
         steps=asdict(job.steps),
         parameters=parameters,
         trained_parameters=trained,
         baselines={n: s | {"value": scoring.deciding(job, s)} for n, s in scores.items()},
     )
-    say = console.say
-    say(f"run {run.path} ({'going on' if begun else 'new'})")
-    say(
-        f"  model {job.source.name}, {_millions(parameters, trained)}, {job.cfg.train.precision}"
-        f" on {world.size} x {device_name(world.device)}, {torch.get_num_threads()} threads"
-    )
-    listed = ", ".join(f"{name} {n:,}" for name, n in counts.items())
-    say(f"  data {listed}; class weights " + ", ".join(f"{k}: {v:.3f}" for k, v in weights.items()))
-    if positive is not None:
-        say(f"  positive label '{positive}'")
-    if slices := job.corpus.validation.slices:
-        say("  scores by " + ", ".join(printable(column, 30) for column in slices))
-    say(f"  {job.steps}")
-    say(f"  lr {job.cfg.optimizer.lr:g} at step {job.steps.warmup_steps}, then down a cosine")
-    metric = job.cfg.evaluation.metric
-    held = {name: scoring.deciding(job, s) for name, s in scores.items()}
-    say(f"  to beat: validation {metric} " + ", ".join(f"{n} {v:.4f}" for n, v in held.items()))
+    console.say(f"run {run.path} ({'going on' if begun else 'new'})")
+    for line in told(job, world):
+        console.say(f"  {line}")
+    held = ", ".join(f"{name} {scoring.deciding(job, s):.4f}" for name, s in scores.items())
+    console.say(f"  to beat: validation {job.cfg.evaluation.metric} {held}")
 
 
-def _millions(parameters: int, trained: int) -> str:
+def told(job: Job, world: World) -> Iterator[str]:
+    """What is trained, on what and how, a line each."""
+    trained, parameters = _parameters(job)
     rest = f", {trained / 1e6:.1f} M of them trained" if trained < parameters else ""
-    return f"{parameters / 1e6:.1f} M parameters{rest}"
+    place = f"{world.size} x {device_name(world.device)}, {torch.get_num_threads()} threads"
+    size = f"{parameters / 1e6:.1f} M parameters{rest}, {job.cfg.train.precision}"
+    yield f"model {job.source.name}, {size} on {place}"
+    listed = ", ".join(f"{name} {n:,}" for name, n in _counts(job).items())
+    weights = ", ".join(f"{k}: {v:.3f}" for k, v in named_weights(job).items())
+    yield f"data {listed}; class weights {weights}"
+    if job.positive is not None:
+        yield f"positive label '{_positive(job)}'"
+    if slices := job.corpus.validation.slices:
+        yield "scores by " + ", ".join(printable(column, 30) for column in slices)
+    yield str(job.steps)
+    yield f"lr {job.cfg.optimizer.lr:g} at step {job.steps.warmup_steps}, then down a cosine"
+
+
+def _counts(job: Job) -> dict[str, int]:
+    named = {"train": job.corpus.train} | job.corpus.evaluated()
+    return {name: len(split) for name, split in named.items()}
+
+
+def _parameters(job: Job) -> tuple[int, int]:
+    """Those that are trained, and all of the model."""
+    trained = sum(p.numel() for p in job.model.parameters())
+    return trained, trained + savings.idle_parameters(job.model)
+
+
+def _positive(job: Job) -> str | None:
+    return None if job.positive is None else job.corpus.label_names[job.positive]
 
 
 def _warn_of_changes(job: Job, run: RunDir, log: RunLog, console: Console, world: World) -> None:
@@ -249,6 +260,7 @@ def finish(
         )
     _refuse_nonfinite(logits)
     savings.restore(job.model, job.base_model)
+    events = [*lines(run.path / "metrics.jsonl"), {"event": "now", "time": time.time()}]
     final = {
         "best_step": progress.best_step,
         "metric": job.cfg.evaluation.metric,
@@ -256,7 +268,7 @@ def finish(
         "skipped_steps": progress.skipped,
         "reason": reason,
         "from_scratch": job.source.is_scratch,
-        "seconds": round(training_seconds(run), 1),
+        "seconds": round(worked_s(events), 1),
     }
     decision = scoring.fit_decision(job, logits["validation"])
     for name, split in job.corpus.evaluated().items():
@@ -325,20 +337,6 @@ def inference(job: Job, decision: Decision) -> Inference:
         temperature=decision.temperature,
         threshold=decision.threshold,
     )
-
-
-def training_seconds(run: RunDir) -> float:
-    """Seconds that a run's processes worked, from its log; pauses between them do not count."""
-    total, previous = 0.0, None
-    events = [*lines(run.path / "metrics.jsonl"), {"event": "now", "time": time.time()}]
-    for event in events:
-        moment = number(event.get("time"))
-        if moment is None:
-            continue
-        if previous is not None and event["event"] != "start":
-            total += max(0.0, moment - previous)  # a clock may be set back
-        previous = moment
-    return total
 
 
 def _headline(final: Mapping[str, object]) -> str:

@@ -62,19 +62,10 @@ class RunDir:
 
     def set_state(self, status: str, *, exit_code: int | None = None, reason: str = "") -> None:
         """Record running, completed, preempted or failed; OSError if that cannot be written."""
-        write_json(
-            self.path / "run_state.json",
-            {
-                "status": status,
-                "reason": reason,
-                "pid": os.getpid(),
-                "host": socket.gethostname(),
-                "exit_code": exit_code,
-                "time": round(time.time(), 3),
-                "starts": self._starts,
-                "identity": self.identity,
-            },
-        )
+        now, host = round(time.time(), 3), socket.gethostname()
+        state = {"status": status, "reason": reason, "pid": os.getpid(), "host": host}
+        state |= {"exit_code": exit_code, "time": now, "starts": self._starts}
+        write_json(self.path / "run_state.json", state | {"identity": self.identity})
 
     def begin_at(self, step: int) -> None:
         """Note that training goes on after `step`; Refusal 70 if restarts only repeat a crash."""
@@ -191,11 +182,15 @@ def _free_name(root: Path, name: str) -> str:
     return name if number == 1 else f"{name}-{number}"
 
 
+def _as_set(value: object) -> str:
+    return printable(config.written(value), 30)
+
+
 def _difference(begun: dict, now: dict) -> str:
     old, new = begun.get("settings"), now["settings"]
     old = old if isinstance(old, dict) else {}
     changed = [
-        f"{name}={printable(old.get(name), 30)}, not {printable(new.get(name), 30)}"
+        f"{name}={_as_set(old.get(name))}, not {_as_set(new.get(name))}"
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name)
     ]

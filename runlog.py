@@ -6,19 +6,13 @@ import math
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from files import open_own, open_regular
 
 MAX_UNWRITTEN = 64 << 20  # bytes kept while the disk is full
 MAX_LINE = 256 << 20  # bytes; a thousand labels and some slices give tens of MB of confusion
-
-# Fields that two runs of the same bytes may differ in: clocks, and what the machine did meanwhile.
-VOLATILE = frozenset(
-    {"time", "step_s", "examples_per_s", "tokens_per_s", "data_wait_share", "peak_memory_gib"}
-    | {"seconds", "paused_s"}
-)
 
 
 class RunLog:
@@ -43,7 +37,7 @@ class RunLog:
         if self._file is None:
             return
         lost: list[str] = []
-        record = {"event": event, "time": round(time.time(), 3)} | _finite(values, lost)
+        record = {"event": event, "time": round(time.time(), 3)} | finite(values, lost)
         if lost:
             record["nonfinite"] = lost
         line = json.dumps(record, ensure_ascii=False) + "\n"
@@ -97,6 +91,11 @@ def part(record: object, name: str) -> dict:
     return value if isinstance(value, dict) else {}
 
 
+def baseline(scored: object, name: str, score: str) -> float | None:
+    """A baseline's score, of the log's start or of a split's results."""
+    return number(part(part(scored, "baselines"), name).get(score))
+
+
 def lines(path: Path) -> Iterator[dict]:
     """Every well-formed event of a log in the order written; none where there is no log."""
     try:
@@ -125,28 +124,31 @@ def parse(line: bytes) -> dict | None:
     return event if is_event else None
 
 
-def comparable(events: list[dict]) -> list[dict]:
-    """The step and eval events without what a clock put there: "the same metrics"."""
-    return [
-        {name: value for name, value in event.items() if name not in VOLATILE}
-        for event in events
-        if event["event"] in ("step", "eval")
-    ]
+def worked_s(events: Iterable[dict]) -> float | None:
+    """Seconds that a run's processes worked; pauses between them do not count. None: no times."""
+    total, previous = 0.0, None
+    for event in events:
+        moment = number(event.get("time"))
+        if moment is None:
+            continue
+        if previous is not None and event["event"] != "start":
+            total += max(0.0, moment - previous)  # a clock may be set back
+        previous = moment
+    return None if previous is None else total
 
 
 def _ends_with_newline(path: Path) -> bool:
     with open(path, "rb") as file:
-        file.seek(0, 2)
         file.seek(-1, 2)
         return file.read(1) == b"\n"
 
 
-def _finite(value: object, lost: list[str], name: str = "") -> object:
+def finite(value: object, lost: list[str], name: str = "") -> object:
     """`value` with NaN and infinities as null, their names added to `lost`."""
     if isinstance(value, dict):
-        return {k: _finite(v, lost, f"{name}.{k}".lstrip(".")) for k, v in value.items()}
+        return {k: finite(v, lost, f"{name}.{k}".lstrip(".")) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(v, lost, name) for v in value]
+        return [finite(v, lost, name) for v in value]
     if isinstance(value, float) and not math.isfinite(value):
         lost.append(name)
         return None

@@ -50,7 +50,7 @@ def plan_steps(
     """
     if accumulation_steps is not None:
         global_batch_size = micro_batch_size * accumulation_steps * world_size
-        rule = "train.accumulation_steps decides"
+        rule = "train.accumulation_steps decides, not train.global_batch_size"
     else:
         share = math.ceil(global_batch_size / world_size)  # texts of the fullest rank
         micro_batch_size = min(micro_batch_size, share)

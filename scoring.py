@@ -10,13 +10,13 @@ import numpy as np
 import baselines
 import bootstrap
 import metrics
+from bootstrap import F1_SCORES
 from corpus import TokenisedSplit
 from decision import Decision, fit
 from prepare import Job
 from progress import Progress
 from runlog import number
 
-WITH_INTERVALS = ("f1_macro", "f1_positive")
 BLUNT = 50  # a fitted temperature above which all probabilities are nearly alike
 MANY = 2000  # classes x values of a slice column beyond which intervals would take minutes
 
@@ -93,34 +93,31 @@ def final_scores(
     """
     scores = score_split(job, split, logits)
     predicted = logits.argmax(axis=1)
-    everyone = np.ones(len(split), dtype=bool)
-    scores["intervals"] = intervals(job, split.labels, predicted, everyone)
+    scores["intervals"] = intervals(job, split.labels, predicted)
     for column, (codes, names) in split.slices.items():
         if len(names) * len(job.corpus.label_names) <= MANY:
             for value, of_value in scores["slices"][column].items():
                 members = codes == names.index(value)
-                of_value["intervals"] = intervals(job, split.labels, predicted, members)
+                of_value["intervals"] = intervals(job, split.labels[members], predicted[members])
     scores["worst"] = worst_slices(scores["slices"])
     scores["decided"] = decided(job, split, logits, decision)
     scores["baselines"] = score_baselines(job, split)
     if split.is_near is not None and split.is_near.any():
         far = ~split.is_near
         others = metrics.score(split.labels[far], logits[far], job.positive)
-        kept = {name: others[name] for name in ("examples", *WITH_INTERVALS)}
-        kept["intervals"] = intervals(job, split.labels, predicted, far)
+        kept = {name: others[name] for name in ("examples", *F1_SCORES)}
+        kept["intervals"] = intervals(job, split.labels[far], predicted[far])
         scores["near_duplicates"] = {"texts": int(split.is_near.sum()), "without": kept}
     return scores
 
 
-def intervals(
-    job: Job, labels: np.ndarray, predicted: np.ndarray, members: np.ndarray
-) -> dict[str, list[float] | None]:
-    """Score -> 95 % interval over some examples; None where there is none. All (N,)."""
-    found: dict[str, list[float] | None] = dict.fromkeys(WITH_INTERVALS)
-    labels, predicted, classes = labels[members], predicted[members], len(job.corpus.label_names)
+def intervals(job: Job, labels: np.ndarray, predicted: np.ndarray) -> dict[str, list[float] | None]:
+    """Score -> 95 % interval over some examples, (N,); None where there is none."""
+    found: dict[str, list[float] | None] = dict.fromkeys(F1_SCORES)
+    classes = len(job.corpus.label_names)
     if len(np.unique(labels)) < classes:
         return found
-    for name in WITH_INTERVALS:
+    for name in F1_SCORES:
         within = bootstrap.told_interval(labels, predicted, classes, name, job.positive)
         found[name] = list(within) if within else None
     return found
@@ -154,12 +151,11 @@ def decided(
     if decision.threshold is None:
         return found
     has_all = len(np.unique(split.labels)) == logits.shape[1]
-    for name in WITH_INTERVALS:
+    for name in F1_SCORES:
         scorer = bootstrap.scorer(name, decision.positive)
         value = bootstrap.value(split.labels, predicted, logits.shape[1], scorer)
         found[name] = value if has_all else None
-    everyone = np.ones(len(split), dtype=bool)
-    return found | {"intervals": intervals(job, split.labels, predicted, everyone)}
+    return found | {"intervals": intervals(job, split.labels, predicted)}
 
 
 def split_lines(name: str, scores: Mapping[str, object]) -> list[str]:

@@ -12,7 +12,7 @@ import config
 from errors import Refusal, printable
 from files import read_json
 from history import LOG, Follower, History, status
-from runlog import number, part
+from runlog import number, part, worked_s
 from view import MISSING, figure
 
 FILES = {LOG, "run_state.json", "results.json"}  # any of them makes a run
@@ -133,16 +133,11 @@ def find_runs(root: Path) -> Iterator[Path]:
 
 def read_run(path: Path) -> Run:
     """The run in a folder."""
-    follower, seconds, before = Follower(path), 0.0, None
-    for event in follower.new():
-        moment = number(event.get("time"))
-        if moment is not None and before is not None and event["event"] != "start":
-            seconds += max(0.0, moment - before)  # a clock may be set back
-        before = before if moment is None else moment
+    follower = Follower(path)
+    seconds = worked_s(follower.new())
     history, results = follower.history, read_json(path / "results.json") or {}
     told = number(results.get("seconds"))
-    if told is None and before is not None:
-        told = seconds
+    told = seconds if told is None else told
     return Run(path, history, status(path, history), results, _settings(path, history), told)
 
 

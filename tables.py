@@ -20,7 +20,9 @@ from files import open_regular
 
 KINDS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 KINDS |= {".parquet": "parquet", ".txt": "text"}
-DELIMITERS = {"csv": ",", "tsv": "\t"}
+# What kind_of calls csv is read as csv; where its header is parted by semicolons alone, as Excel
+# writes it where numbers have a comma.
+DELIMITERS = {"csv": ",", "tsv": "\t", "csv;": ";"}
 MAX_FIELD = 1 << 24  # characters of one cell or line; a longer one is broken quoting
 # Characters kept of a text: 8 for each of the 8,192 ids kept of it. A million take TF-IDF half a
 # minute, and the trainer of a Unigram tokenizer dies of them.
@@ -90,25 +92,42 @@ def read(path: Path, text_column: str) -> Table:
     name, kind = printable(path, 200), kind_of(path)
     if kind == "text":
         return of_texts(_texts(lines_of(path, name)))
+    kind, head, columns, rows = opened_rows(path, name, kind)
     if kind == "parquet":
-        batches = parquet_batches(path, name)
-        head = next(batches)
-        columns = list(head.names)
-        chunks = (_of_batch(batch, text_column, name) for batch in batches)
+        chunks = (_of_batch(batch, text_column, name) for batch in rows)
     else:
-        rows = _json_objects(path, name) if kind == "jsonl" else _csv_records(path, name, kind)
-        head, columns = next(rows, (None, None))
-        if columns is None:
-            raise Refusal(BAD_DATA, f"{name}: the file is empty")
         chunks = _chunked(rows, text_column)
-    for column, n in Counter(columns).items():
-        if n > 1:
-            raise Refusal(BAD_DATA, f"{name}: two columns are called '{printable(column)}'")
     if text_column not in columns:
         has = ", ".join(printable(c, 30) for c in columns[:20])
         told = f"no column '{printable(text_column)}' (--text-column); the file has: {has}"
         raise Refusal(BAD_DATA, f"{name}: {told}")
     return Table(name, kind, columns, head, chunks)
+
+
+def opened_rows(path: Path, name: str, kind: str) -> tuple[str, object, list[str], Iterator]:
+    """Kind, head and columns of a file, and its rows, raw and as records; of Parquet, batches."""
+    csv.field_size_limit(MAX_FIELD)
+    if kind == "csv" and _has_semicolons(next(lines_of(path, name), "")):
+        kind = "csv;"
+    if kind == "parquet":
+        rows = parquet_batches(path, name)
+        head = next(rows)
+        columns = list(head.names)
+    else:
+        rows = _json_objects(path, name) if kind == "jsonl" else _csv_records(path, name, kind)
+        head, columns = next(rows, (None, None))
+        if columns is None:
+            raise Refusal(BAD_DATA, f"{name}: the file is empty")
+    for column, n in Counter(columns).items():
+        if n > 1:
+            raise Refusal(BAD_DATA, f"{name}: two columns are called '{printable(column)}'")
+    return kind, head, columns, rows
+
+
+def _has_semicolons(header: str) -> bool:
+    """Whether the columns are parted by semicolons, not commas."""
+    by_comma, by_semicolon = (next(csv.reader([header], delimiter=d), []) for d in ",;")
+    return len(by_comma) == 1 < len(by_semicolon)
 
 
 def of_texts(texts: Iterable[str]) -> Table:
@@ -158,10 +177,11 @@ def _of_rows(rows: list[tuple[str, dict]], column: str) -> Chunk:
 
 def _of_batch(batch, column: str, name: str) -> Chunk:
     texts = [text_of(cell) for cell in cells_of(batch, column, name)]
-    return Chunk(texts, batch, lambda: _batch_records(batch, name))
+    return Chunk(texts, batch, lambda: batch_records(batch, name))
 
 
-def _batch_records(batch, name: str) -> list[dict[str, object]]:
+def batch_records(batch, name: str) -> list[dict[str, object]]:
+    """The rows of a RecordBatch of the file `name` as column -> cell."""
     names = batch.schema.names
     columns = [cells_of(batch, column, name) for column in names]
     return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
@@ -216,19 +236,10 @@ def lines(raw: BinaryIO, name: str) -> Iterator[str]:
         raise Refusal(MISSING, f"{name}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         line = number + 1 + error.object[: error.start].count(b"\n")  # of those read ahead
-        where = _bad_byte(raw) if raw.seekable() else f"line {line:,}"
-        raise Refusal(BAD_DATA, f"{name}: not UTF-8: {where}; it must be UTF-8") from None
-
-
-def _bad_byte(file: BinaryIO) -> str:
-    """The first byte that is not UTF-8, and where it is."""
-    file.seek(0)
-    raw = file.read()
-    try:
-        raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        return f"byte 0x{raw[error.start]:02x} at offset {error.start:,}"
-    return "it changed while it was read"
+        byte = error.object[error.start]
+        guess = "UTF-16" if (line, error.start) == (1, 0) and byte >= 0xFE else "Windows-1252"
+        told = f"line {line:,} has byte 0x{byte:02x}; is it {guess}? Save it as UTF-8"
+        raise Refusal(BAD_DATA, f"{name}: not UTF-8: {told}") from None
 
 
 def csv_rows(stream: Iterable[str], name: str, delimiter: str) -> Iterator[tuple[str, list[str]]]:
@@ -236,7 +247,6 @@ def csv_rows(stream: Iterable[str], name: str, delimiter: str) -> Iterator[tuple
 
     Raises Refusal 65 for broken quoting and for a row that has not as many cells as the header.
     """
-    csv.field_size_limit(MAX_FIELD)
     taken: list[str] = []  # lines of the row at hand
 
     def take() -> Iterator[str]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from history import History, Series, gpus_of
 from markup import Html, absent, facts, figures, join, note, plate
 from plots import MAX_POINTS, Curve, lines
-from runlog import number, part
+from runlog import baseline, number
 from view import View, figure, in_words, reasons
 
 BASELINES = {"tfidf": "TF-IDF", "majority": "majority"}
@@ -19,7 +19,14 @@ def curves(history: History) -> Html:
     """Loss, scores, learning rate and gradient norm over the steps."""
     if not len(history.steps) and not history.evaluations():
         return absent("No step has been logged yet.")
-    plates = [_losses(history), _scores(history), _rates(history), _norms(history)]
+    losses = [_over_steps(history, "loss", "training", "second"), _evaluated(history, "loss")]
+    rates = [_over_steps(history, "lr", "learning rate")]
+    plates = [
+        _plate("Loss", "loss", losses, "training and validation loss"),
+        _scores(history),
+        _plate("Learning rate", "lr", rates, "learning rate", floor=0),
+        _norms(history),
+    ]
     told = [
         "The training loss is that of the update: weighted by class and smoothed, as the settings "
         "have it, with dropout. The validation loss is none of these."
@@ -27,16 +34,6 @@ def curves(history: History) -> Html:
     if history.nonfinite:
         told.append(f" {len(history.nonfinite):,} logged steps were not finite; they are gaps.")
     return join([note(*told), figures(*plates)])
-
-
-def baseline(scored: Mapping, name: str, score: str) -> float | None:
-    """A baseline's score, of the log's start or of a split's results."""
-    return number(part(part(scored, "baselines"), name).get(score))
-
-
-def _losses(history: History) -> Html | None:
-    drawn = [_over_steps(history, "loss", "training", "second"), _evaluated(history, "loss")]
-    return _plate("Loss", "loss", drawn, history, "training and validation loss")
 
 
 def _scores(history: History) -> Html | None:
@@ -49,12 +46,12 @@ def _scores(history: History) -> Html | None:
     for key, words in BASELINES.items():
         if (value := baseline(history.start, key, "f1_macro")) is not None:
             levels[f"{words}, {value:.2f}"] = value
-    words = f"Horizontal: macro-F1 of the baselines. The best is that of {_metric(history)}."
+    metric = history.setting("evaluation.metric") or "evaluation.metric"
+    words = f"Horizontal: macro-F1 of the baselines. The best is that of {metric}."
     return _plate(
         "Scores on validation",
         "scores",
         drawn,
-        history,
         "macro-F1 and F1 of the positive label",
         words=words,
         levels=levels,
@@ -62,21 +59,12 @@ def _scores(history: History) -> Html | None:
     )
 
 
-def _metric(history: History) -> str:
-    return str(history.setting("evaluation.metric") or "evaluation.metric")
-
-
-def _rates(history: History) -> Html | None:
-    drawn = [_over_steps(history, "lr", "learning rate")]
-    return _plate("Learning rate", "lr", drawn, history, "learning rate", floor=0)
-
-
 def _norms(history: History) -> Html | None:
     drawn = [_over_steps(history, "grad_norm", "gradient norm")]
     limit = number(history.setting("train.max_grad_norm"))
     levels = {} if limit is None else {f"clipped above {limit:g}": limit}
     title = "Gradient norm before clipping"
-    return _plate(title, "grad-norm", drawn, history, "gradient norm", levels=levels, floor=0)
+    return _plate(title, "grad-norm", drawn, "gradient norm", levels=levels, floor=0)
 
 
 def _over_steps(history: History, name: str, label: str, colour: str = "accent") -> Curve:
@@ -98,7 +86,6 @@ def _plate(
     title: str,
     name: str,
     drawn: Sequence[Curve],
-    history: History,
     said: str,
     *,
     words: object = "",
@@ -127,7 +114,20 @@ def hardware(view: View) -> Html:
     told = facts(_taken(history))
     if not history.hardware:
         return join([told, absent("The log has no record of the machine.")])
-    plates = [_speed(history), _waits(history), *_gpus(history), *_machines(history)]
+    speeds = [_over_steps(history, "tokens_per_s", "tokens/s")]
+    waits = [_over_steps(history, "data_wait_share", "waiting for data")]
+    waits.append(_over_steps(history, "padding_share", "padding", "second"))
+    title = "Share of time waiting for data, and of padding"
+    gpus = {f"GPU {uuid[:12]}": series for uuid, series in history.gpus.items()}
+    hosts = {host or "machine": series for host, series in history.machines.items()}
+    plates = [
+        _plate("Tokens a second", "speed", speeds, "tokens a second", floor=0),
+        _plate(title, "waits", waits, title, floor=0),
+        _over_time("GPU utilisation, %", "gpu-util", gpus, "util_percent"),
+        _over_time("GPU memory, GiB", "gpu-memory", gpus, "memory_gib"),
+        _over_time("CPU, % of all cores", "cpu", hosts, "cpu_percent"),
+        _over_time("Memory of the machine, GiB", "memory", hosts, "memory_gib"),
+    ]
     return join([told, _no_gpu(history), figures(*plates)])
 
 
@@ -156,36 +156,6 @@ def _no_gpu(history: History) -> Html:
     known = (r.get("no_gpu") for r in history.hardware.values())
     reason = next((r for r in known if r), None)
     return absent("No GPU: " + (str(reason) if reason else "the log has none."))
-
-
-def _speed(history: History) -> Html | None:
-    drawn = [_over_steps(history, "tokens_per_s", "tokens/s")]
-    return _plate("Tokens a second", "speed", drawn, history, "tokens a second", floor=0)
-
-
-def _waits(history: History) -> Html | None:
-    drawn = [
-        _over_steps(history, "data_wait_share", "waiting for data"),
-        _over_steps(history, "padding_share", "padding", "second"),
-    ]
-    title = "Share of time waiting for data, and of padding"
-    return _plate(title, "waits", drawn, history, title, floor=0)
-
-
-def _gpus(history: History) -> list[Html | None]:
-    named = {f"GPU {uuid[:12]}": series for uuid, series in history.gpus.items()}
-    return [
-        _over_time("GPU utilisation, %", "gpu-util", named, "util_percent"),
-        _over_time("GPU memory, GiB", "gpu-memory", named, "memory_gib"),
-    ]
-
-
-def _machines(history: History) -> list[Html | None]:
-    named = {host or "machine": series for host, series in history.machines.items()}
-    return [
-        _over_time("CPU, % of all cores", "cpu", named, "cpu_percent"),
-        _over_time("Memory of the machine, GiB", "memory", named, "memory_gib"),
-    ]
 
 
 def _over_time(title: str, name: str, named: Mapping[str, Series], column: str) -> Html | None:

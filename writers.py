@@ -7,11 +7,11 @@ with its quotes, numbers, nested values and types, and the new columns follow.
 import csv
 import io
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import IO
 
 from errors import BAD_DATA, USAGE, Refusal, printable
+from runlog import finite
 from tables import DELIMITERS, Chunk, Table
 
 
@@ -21,7 +21,7 @@ def writer(kind: str, file: IO[str], table: Table, columns: Mapping[str, type]) 
     Raises Refusal 65 if the table has one of these already, and 64 for Parquet from something else,
     whose cells have no types.
     """
-    writers = {"csv": DelimitedWriter, "tsv": DelimitedWriter, "jsonl": JsonWriter}
+    writers = dict.fromkeys(DELIMITERS, DelimitedWriter) | {"jsonl": JsonWriter}
     if kind == "parquet" and table.kind != kind:
         raise Refusal(USAGE, f"--out: Parquet is written from Parquet only, {table.name} is not")
     return writers.get(kind, ParquetWriter)(kind, file, table, columns)
@@ -65,7 +65,10 @@ class DelimitedWriter(Writer):
         for name in record.keys() - set(self.table.columns):
             told = f"'{printable(name)}' is not in its first object; write JSON Lines"
             raise Refusal(BAD_DATA, f"{self.table.name}: {told}")
-        return self._joined(_as_cell(record.get(name)) for name in self.table.columns)
+        cells = (record.get(name) for name in self.table.columns)
+        return self._joined(
+            _as_object(c) if isinstance(c, bool | dict | list) else c for c in cells
+        )
 
     def _after(self, row: str, cells: Iterable[object]) -> str:
         """A row with further cells before its line end."""
@@ -79,24 +82,11 @@ class DelimitedWriter(Writer):
         return row.getvalue().removesuffix("\r\n")
 
 
-def _as_cell(value: object) -> object:
-    return _as_object(value) if isinstance(value, bool | dict | list) else value
-
-
 def _as_object(value: object) -> str:
     try:
         return json.dumps(value, ensure_ascii=False, default=str, allow_nan=False)
     except ValueError:
-        return json.dumps(_finite(value), ensure_ascii=False, default=str)
-
-
-def _finite(value: object) -> object:
-    """The same with null for numbers that JSON does not have."""
-    if isinstance(value, dict):
-        return {key: _finite(v) for key, v in value.items()}
-    if isinstance(value, list):
-        return list(map(_finite, value))
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        return json.dumps(finite(value, []), ensure_ascii=False, default=str)
 
 
 class JsonWriter(Writer):

@@ -64,10 +64,12 @@ def test_cuts_are_what_their_threshold_gives(decimals):
 
 
 @pytest.mark.parametrize("classes", [2, 6])
-def test_reliability_is_the_calibration_error(classes):
+def test_the_bins_of_reliability_are_those_of_the_calibration_error(classes):
     p = make(classes=classes)
     found = diagnostics.reliability(p)
-    assert found.error == pytest.approx(metrics.calibration_error(p.probabilities, p.labels))
+    gaps = np.abs(np.nan_to_num(found.accuracy - found.confidence))
+    expected = metrics.calibration_error(p.probabilities, p.labels)
+    assert np.average(gaps, weights=found.counts) == pytest.approx(expected)
     assert found.counts.sum() == len(p) and len(found.counts) == metrics.CALIBRATION_BINS
     assert np.isnan(found.accuracy[found.counts == 0]).all()
 

@@ -181,11 +181,14 @@ def test_the_head_is_kept_for_the_same_labels_and_drawn_anew_for_others(folder):
     load(folder, ["no", "yes"], say=said.append)
     assert said == ["  its head is kept, as it was trained for the same labels"]
     load(folder, ["a", "b"], say=said.append)
+    assert said[1:] == ["  its head is drawn anew, as it was trained for other labels"]
+    load(folder, ["a", "b", "c"], say=said.append)
+    assert said[2:] == said[1:2]
     first.roberta.save_pretrained(folder / "encoder")  # its config.json still names the labels
     shutil.copy(folder / "tokenizer.json", folder / "encoder")
     shutil.copy(folder / "tokenizer_config.json", folder / "encoder")
     load(folder / "encoder", ["no", "yes"], say=said.append)
-    assert len(said) == 1, "control: other labels, and no head"
+    assert len(said) == 3, "control: no head"
     assert torch.equal(load(folder, ["no", "yes"], seed=5).classifier.out_proj.weight, saved)
     assert not torch.equal(load(folder, ["a", "b"], seed=5).classifier.out_proj.weight, saved)
     three = load(folder, ["a", "b", "c"])

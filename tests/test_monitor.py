@@ -36,6 +36,16 @@ def test_once_tells_and_leaves_with_0_or_1_or_66(tmp_path, capsys):
     assert told.count("\n") == 1 and "nowhere/metrics.jsonl" in told
 
 
+def test_a_run_is_found_by_its_name_below_runs(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path, as_lines(*EVENTS), "one")
+    assert "0.7321" in once("one", capsys)
+    assert monitor.main(["--compare", "one", "runs/one"]) == 64, "named twice"
+    assert "is named twice" in capsys.readouterr().err
+    shutil.copytree(make_run(tmp_path, as_lines(START), "other"), tmp_path / "one")
+    assert "0.7321" not in once("one", capsys), "control: a folder that is there is meant"
+
+
 def test_a_log_that_cannot_be_read_is_66(tmp_path, capsys, monkeypatch):
     run = make_run(tmp_path, as_lines(START))
 

@@ -399,6 +399,18 @@ def test_cells_are_kept_byte_for_byte_and_in_order(best, tmp_path, kind):
     assert re.fullmatch(pattern, out.read_bytes().decode())
 
 
+def test_semicolons_stay_semicolons(best, tmp_path):
+    source, out, other = tmp_path / "in.csv", tmp_path / "out.csv", tmp_path / "out.tsv"
+    source.write_bytes(b'"n, or so";text\r\n1,5;"a ""goose""; late"\r\n2;tram\r\n')
+    assert main(best(), "--file", source, "--out", out) == 0
+    found = list(csv.reader(out.read_text(encoding="utf-8").splitlines(), delimiter=";"))
+    assert [row[:2] for row in found[1:]] == [["1,5", 'a "goose"; late'], ["2", "tram"]]
+    assert found[0][:3] == ["n, or so", "text", "predicted"] and len(found[1]) == 5
+    assert main(best(), "--file", source, "--out", other) == 0
+    with open(other, encoding="utf-8", newline="") as file:
+        assert list(csv.reader(file, delimiter="\t")) == found
+
+
 OBJECTS = [
     '{"text": "goose", "nested": {"a": [1, {"b": null}]}, "big": 12345678901234567890, "x": 1.0e5}',
     '  {"x":0.10,"text":"soup \\u00e9 \\ud83d\\ude00"}  ',
@@ -752,7 +764,7 @@ def other_labels(folder: Path, small: Path) -> None:
 
 MODELS = {
     "no such folder": (None, "no run: there is no"),
-    "an empty folder": (lambda folder, small: folder.mkdir(), "has no config.json"),
+    "an empty folder": (lambda folder, small: folder.mkdir(), "has no config.json\n"),
     "no head": (a_headless_model, "no trained classification head: lacks classifier."),
     "pickled": (a_pickled_model, "has no .safetensors file"),
     "several labels at once": (a_multi_label_model, "does not choose one of several labels"),
@@ -790,7 +802,7 @@ FILES = {
         65,
         "a.csv",
         b"text\nx\n\xe9\n",
-        "not UTF-8: byte 0xe9 at offset 7; it must be UTF-8",
+        "not UTF-8: line 3 has byte 0xe9; is it Windows-1252? Save it as UTF-8",
     ),
     "JSON": (65, "a.jsonl", b'{"text": "x"}\n{"text"}\n', "line 2: not JSON"),
     "suffix": (64, "a.xlsx", b"", "unknown kind of file; expected .csv, .tsv"),

@@ -292,7 +292,7 @@ def test_labels_with_few_texts_and_slices_that_lack_one_are_named():
     assert "lang 'b' (59 texts, 1 of 2 labels), lang 'c' (2 texts" in slices.message
     made["train"][0]["lang"] = "d"
     (_, unseen, _) = check(made).findings
-    assert unseen.message.endswith("too small to score: lang 'd' (none, but in training)")
+    assert unseen.message.endswith("too small to score well: lang 'd' (none, but in training)")
     assert (unseen.split, unseen.count, unseen.details) == ("validation", 0, {"slices": 1})
     made["train"][0]["lang"] = "a"
     made["validation"][9]["label"] = "1"

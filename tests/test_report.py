@@ -13,7 +13,6 @@ import finished
 import pytest
 from logs import EVENTS, NOW, START, as_lines, contents, make_run, step
 
-import findings
 import markup
 import plots
 import report
@@ -60,7 +59,7 @@ def page(run) -> str:
 def quick(monkeypatch) -> None:
     """Neither figures nor intervals, for tests of what is told in words."""
     monkeypatch.setattr(plots, "_svg", lambda *_: "<svg></svg>")
-    monkeypatch.setattr(findings, "interval", lambda *_, **__: None)
+    monkeypatch.setattr(report, "told_interval", lambda *_, **__: None)
 
 
 def words(text: str) -> str:

@@ -126,6 +126,16 @@ def test_stopped_and_resumed_gives_the_same_bytes(small, plain, stops):
     assert "run the same command to go on" in kept and "Traceback" not in kept
 
 
+def test_what_never_goes_on_is_told_how_it_would(small, capfd):
+    given = [*arguments(small, "never"), "run.resume=never"]
+    assert tiny.run(given, 1) == tiny.run(given, 2) == 75
+    told = "run the same command with run.resume=auto run.name=never-2 to go on"
+    assert told in capfd.readouterr().err + (small / "runs" / "never-2" / "train.log").read_text()
+    assert tiny.run([*given, "run.resume=auto", "run.name=never-2"]) == 0
+    kept = (small / "runs" / "never-2" / "train.log").read_text()
+    assert "(going on)" in kept
+
+
 @pytest.mark.parametrize("saving", [name for name in tiny.SAVINGS if name != "all"])
 def test_stopped_and_resumed_with_each_saving_alone(small, saving):
     names = [f"{saving}-whole".replace(" ", "-"), f"{saving}-stopped".replace(" ", "-")]

@@ -67,10 +67,10 @@ def test_intervals_are_the_bootstraps_over_all_and_over_each_slice():
 
 def test_a_score_that_all_resamples_share_has_no_interval():
     split, logits = data()
-    job, everyone = job_of(split), np.ones(len(split), dtype=bool)
-    right = scoring.intervals(job, split.labels, split.labels, everyone)
+    job = job_of(split)
+    right = scoring.intervals(job, split.labels, split.labels)
     assert set(right.values()) == {None}
-    found = scoring.intervals(job, split.labels, logits.argmax(axis=1), everyone)
+    found = scoring.intervals(job, split.labels, logits.argmax(axis=1))
     assert None not in found.values(), "control"
 
 

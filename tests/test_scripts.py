@@ -102,7 +102,7 @@ def steps(monkeypatch, tmp_path) -> list[str]:
     for name in ("VENV", "MARKER", "CACHE"):
         monkeypatch.setattr(environment, name, tmp_path / name)
     monkeypatch.setattr(environment, "_run", lambda command, log: noted.append(" ".join(command)))
-    monkeypatch.setattr(environment, "_runs", lambda python, *modules: bool(noted))
+    monkeypatch.setattr(environment, "_runs", lambda *modules: bool(noted))
     monkeypatch.setattr(environment, "wants_cpu_build", lambda: True)
     return noted
 

@@ -95,6 +95,19 @@ def test_a_key_ends_it_and_leaves_the_last_picture(watched, key):
     assert "0.7321" in after and "\x1b[?" not in after
 
 
+def test_a_run_is_waited_for_on_a_screen_that_a_key_ends(tmp_path):
+    for comes in (False, True):
+        started = Watched(tmp_path / "runs" / "run")
+        started.read_until("no run yet: waiting for")
+        assert not started.is_restored()
+        if comes:
+            make_run(tmp_path, as_lines(*EVENTS), "run")
+            started.read_until("alarms")
+        os.write(started.screen, b"q")
+        assert started.wait() == 0 and started.is_restored()
+        assert ("0.7321" in started.shown.decode().rpartition(LEAVE)[2]) == comes
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_signal_ends_it(watched, number):
     watched.process.send_signal(number)

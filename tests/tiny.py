@@ -23,6 +23,10 @@ from signals import StopRequest
 WORDS = ("the", "a", "goose", "tram", "soup", "argues", "politely", "late", "ticket", "my", "aunt")
 
 
+# What two runs of the same bytes may differ in: clocks, and what the machine did meanwhile.
+VOLATILE = {"time", "step_s", "examples_per_s", "tokens_per_s", "data_wait_share"}
+VOLATILE |= {"peak_memory_gib", "seconds", "paused_s"}
+
 PLAIN = {"speed__padding": "batch", "speed__active_vocabulary": "false"}
 PLAIN |= {"speed__first_position": "false"}
 SAVINGS = {
@@ -123,7 +127,11 @@ def outcome(folder: Path) -> dict[str, object]:
     best = (folder / "best" / "model.safetensors").read_bytes()
     kept = sorted((folder / "checkpoints").glob("step-*"))
     last = {p.name: p.read_bytes() for p in sorted(kept[-1].glob("*.safetensors"))}
-    events = runlog.comparable(runlog.read(folder / "metrics.jsonl"))
+    events = [
+        {name: value for name, value in event.items() if name not in VOLATILE}
+        for event in runlog.read(folder / "metrics.jsonl")
+        if event["event"] in ("step", "eval")
+    ]
     predictions = (folder / "predictions" / "validation.jsonl").read_bytes()
     return {"best": best, "last": last, "events": events, "predictions": predictions}
 

@@ -21,7 +21,7 @@ class NewTopLayer(Idea):
     def begin(self, job) -> None:
         torch.manual_seed(job.cfg.run.seed)
         layer = job.model.base_model.encoder.layer[-1]
-        layer.apply(redraw(job.model.config.initializer_range))
+        redraw(layer, job.model.config.initializer_range)
         for module in layer.modules():
             if isinstance(module, nn.LayerNorm):
                 module.reset_parameters()

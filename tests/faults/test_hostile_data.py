@@ -156,7 +156,11 @@ BAD_CELLS = {
         "data.label_column: '" + "9" * 77 + "...' has 4,000 characters; expected at most 200",
     ),
     "half a pair": ("jsonl", JOKE % (r"\ud83d", 1), "line 1: not JSON: 'utf-8' codec can't encode"),
-    "half a pair in UTF-8": ("csv", b"text,label\n\xed\xa0\xbd,1\n", "not UTF-8: byte 0xed at"),
+    "half a pair in UTF-8": (
+        "csv",
+        b"text,label\n\xed\xa0\xbd,1\n",
+        "line 2 has byte 0xed",
+    ),
     "NUL not escaped": ("jsonl", JOKE % ("x\0", 1), "line 1: not JSON: Invalid control character"),
     "long label": (
         "csv",
@@ -228,7 +232,7 @@ FAULTS = {
     "text,label\n,1\nx,0\n": "1 bad rows: row 1 (empty text)",
     "text,label\nx,0\ny,1\n": "2 rows (100.0%) are also in validation or test",
     "text,label\n" + "".join(f"x,{i}\n" for i in range(1001)): "1,001 different labels",
-    "\udcff": "not UTF-8: byte 0xff",
+    "\udcff": "not UTF-8: line 1 has byte 0xff",
 }
 
 
