@@ -20,7 +20,7 @@ SPLITS = ("train", "validation", "test")
 VALIDATION_SHARE = 0.1  # of the training rows, where no validation file is given
 MAX_LEAK_SHARE = 0.1  # of the training rows equal to evaluation rows: the files are mixed up
 MAX_LABELS = 1000  # more, or longer ones, are a column of texts or numbers, not of labels
-FEW_LABELS = 10  # that many may be in a few rows
+FEW_LABELS = 50  # that many may have a text each
 MAX_WORD = 200  # characters of a label or a slice's value
 POSITIVE_WORDS = ("1", "true", "yes")
 SLICE_WORDS = ("lang", "language")  # what data.slice_columns=auto looks for
@@ -124,7 +124,7 @@ def read_splits(cfg: DataConfig, *, seed: int) -> Splits:
         train, validation = _split_off(train, seed)
     test = _limit(test, cfg.limit, seed) if test else None
     names = _label_names(train)
-    _check_labels(names, cfg, [table for table in (validation, test) if table], train.name)
+    _check_labels(names, [table for table in (validation, test) if table], train.name)
     others = {"validation": validation} | ({"test": test} if test else {})
     train, leaked = _without_leaks(train, others, cfg.leaks)
     if leaked:
@@ -224,6 +224,8 @@ def _slice_columns(file: str, columns: Sequence[str], cfg: DataConfig) -> Sequen
         if column in (None, *columns):
             continue
         has = ", ".join(printable(c, 30) for c in columns[:20])
+        if len(columns) == 1 and ";" in columns[0]:
+            has += "; are its columns parted by ';' where others are expected?"
         where = f"data.{key}_column{'s' * (key == 'slice')}"
         told = f"no column '{printable(column)}' ({where}); the file has: {has}"
         raise Refusal(BAD_DATA, f"{file}: {told}")
@@ -308,14 +310,14 @@ def _label_names(train: Table) -> list[str]:
 
 
 def _refuse_no_labels(train: Table, column: str) -> None:
-    """Refusal 65 for a column of names, numbers or texts, of which nearly every row has another."""
+    """Refusal 65 for a column of names, numbers or texts, in which nearly every row has another."""
     found, rows = len(set(train.labels)), len(train.rows)
-    if found > min(MAX_LABELS, max(FEW_LABELS, rows / 2)):
+    if found > min(MAX_LABELS, max(FEW_LABELS, 0.9 * rows)):
         told = f"{found:,} different labels in {rows:,} rows of '{printable(column)}'"
         raise Refusal(BAD_DATA, f"{train.name}: {told}; is that the label column?")
 
 
-def _check_labels(names: list[str], cfg: DataConfig, others: Iterable[Table], train: str) -> None:
+def _check_labels(names: list[str], others: Iterable[Table], train: str) -> None:
     _refuse_long(max(names, key=len), f"{train}: data.label_column")
     for table in others:
         for label, row in zip(table.labels, table.rows, strict=True):

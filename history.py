@@ -33,9 +33,13 @@ STEP_LINE = b'{"event": "step"'  # how runlog writes one
 
 
 def named(run: Path) -> Path:
-    """The run's folder, given as a path or by its name below runs/."""
+    """The run's folder, given as a path or, if there is no run at that, by its name below runs/."""
     below = RUNS / run
-    return below if not run.exists() and below.is_dir() else run
+    return below if ".." not in run.parts and _is_run(below) and not _is_run(run) else run
+
+
+def _is_run(folder: Path) -> bool:
+    return any(os.path.isfile(folder / file) for file in (LOG, "run_state.json"))
 
 
 class Series:

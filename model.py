@@ -365,7 +365,7 @@ def load_model(
         _refuse_partial(source, model.base_model_prefix, loading, is_trained=is_trained)
         if same_labels and not loading["missing_keys"] and not loading["mismatched_keys"]:
             say("  its head is kept, as it was trained for the same labels")
-        elif not loading["missing_keys"]:
+        elif not same_labels and not loading["missing_keys"]:
             say("  its head is drawn anew, as it was trained for other labels")
         if not same_labels:
             torch.manual_seed(seed)

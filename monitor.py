@@ -7,8 +7,9 @@ usage: monitor.py [RUN] [--once]      a picture that is redrawn; lines where the
        monitor.py --compare RUN RUN ...
        monitor.py [RUN] --export csv|tensorboard [--out PATH]
 
-RUN is a folder below runs/, by default the newest. Reads only, but for the report, and needs
-neither torch nor a service. Exit codes of --once: 0, 1 where there are alarms, 66 without a run.
+RUN is a folder or its name below runs/, by default the newest. Reads only, but for the report, and
+needs neither torch nor a service. Exit codes of --once: 0, 1 where there are alarms, 66 without a
+run.
 """
 
 import argparse
@@ -180,7 +181,10 @@ def _waiting(asked: Path | None) -> str:
 
 
 def _place(asked: Path | None) -> str:
-    return printable((asked or RUNS / "*") / LOG, 200)
+    if asked is None:
+        return printable(RUNS / "*" / LOG)
+    places = [named(asked), *[RUNS / asked] * (len(asked.parts) == 1 and not os.path.exists(asked))]
+    return " or ".join(printable(p / LOG, 200) for p in dict.fromkeys(places))
 
 
 # --- from the command line ------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import csv
 import io
 import itertools
 import json
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -107,8 +108,8 @@ def read(path: Path, text_column: str) -> Table:
 def opened_rows(path: Path, name: str, kind: str) -> tuple[str, object, list[str], Iterator]:
     """Kind, head and columns of a file, and its rows, raw and as records; of Parquet, batches."""
     csv.field_size_limit(MAX_FIELD)
-    if kind == "csv" and _has_semicolons(next(lines_of(path, name), "")):
-        kind = "csv;"
+    if kind == "csv":
+        kind = _csv_kind(next((line for line in lines_of(path, name) if line.strip()), ""))
     if kind == "parquet":
         rows = parquet_batches(path, name)
         head = next(rows)
@@ -124,10 +125,9 @@ def opened_rows(path: Path, name: str, kind: str) -> tuple[str, object, list[str
     return kind, head, columns, rows
 
 
-def _has_semicolons(header: str) -> bool:
-    """Whether the columns are parted by semicolons, not commas."""
-    by_comma, by_semicolon = (next(csv.reader([header], delimiter=d), []) for d in ",;")
-    return len(by_comma) == 1 < len(by_semicolon)
+def _csv_kind(header: str) -> str:
+    bare = re.sub('"[^"]*"', "", header)
+    return "csv;" if ";" in bare and "," not in bare else "csv"
 
 
 def of_texts(texts: Iterable[str]) -> Table:
@@ -187,7 +187,7 @@ def batch_records(batch, name: str) -> list[dict[str, object]]:
     return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
-def cells_of(batch, column: str | int, name: str) -> list[object]:
+def cells_of(batch, column: str, name: str) -> list[object]:
     """The cells of a column of a RecordBatch of the file `name`; Refusal 65 if Python has none."""
     cells = batch.column(column)
     try:
@@ -196,7 +196,6 @@ def cells_of(batch, column: str | int, name: str) -> list[object]:
         except (ValueError, OverflowError):  # nanoseconds, which Python's times do not have
             return cells.cast("string").to_pylist()
     except Exception as error:  # pyarrow's have no common class
-        column = column if isinstance(column, str) else batch.schema.names[column]
         told = f"column '{printable(column)}' of {printable(cells.type)} cannot be read"
         raise Refusal(BAD_DATA, f"{name}: {told}: {printable(error)}") from None
 
@@ -239,6 +238,8 @@ def lines(raw: BinaryIO, name: str) -> Iterator[str]:
         byte = error.object[error.start]
         guess = "UTF-16" if (line, error.start) == (1, 0) and byte >= 0xFE else "Windows-1252"
         told = f"line {line:,} has byte 0x{byte:02x}; is it {guess}? Save it as UTF-8"
+        if error.reason == "unexpected end of data":
+            told = "it ends within a character, so it was cut off"
         raise Refusal(BAD_DATA, f"{name}: not UTF-8: {told}") from None
 
 

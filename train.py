@@ -285,9 +285,9 @@ def run_training(cfg: Config, world: World, console: Console, *, strict: bool) -
         with memory_explained(job.cfg), saving(job, run, log, console, world.device) as saver:
             progress, reason = train(job, world, saver, log, console)
         if progress.is_over(job) is None:
-            again = "run the same command"
-            if run and cfg.run.resume == "never":  # as it is, it would begin another run
-                again += f" with run.resume=auto run.name={run.path.name}"
+            again, name = "run the same command", world.share(run.path.name if run else None)
+            if cfg.run.resume == "never":  # as it is, it would begin another run
+                again += f" with run.resume=auto run.name={name}"
             message = f"{reason} after step {progress.step}; {again} to go on"
             raise Refusal(STOPPED, message, is_agreed=True)
         load_best(job, world, run, progress)

@@ -3,16 +3,17 @@
 
 usage: against_trainer.py --model FOLDER --data FOLDER [FOLDER ...] --out FOLDER [--lang en]
                           [--seeds 42 43 ...] [--epochs E] [--jobs N] [--precision bf16|fp32]
-                          [--table | --check]
+                          [--rates-in bf16|fp32] [--table | --check]
 
 Each side takes the rate with the highest F1 macro on validation of the first seed. Trainer's rate
 is looked for with our loop and Trainer's settings: the update is the same but for its dropout masks
 (and, with class weights, for the weights that Trainer's mean divides by). Then all seeds are
-trained at that rate, and at 2e-5 ours with class weights and Trainer without. Trainer is used as
-its documentation shows: class weights by CrossEntropyLoss(weight=...), best epoch by F1 macro; but
-its model has our padding-free forward, without which it takes twice as long: --check trains both
-ways without dropout and prints by how much the logits differ. What FOLDER of --out has is not run
-again. Ours without weights is also trained with each of TRIED. It needs bench/requirements.txt.
+trained at that rate, and at 2e-5; --rates-in: the rates were looked for in another precision.
+Trainer is used as its documentation shows: class weights by CrossEntropyLoss(weight=...), best
+epoch by F1 macro; but its model has our padding-free forward, without which it takes twice as long:
+--check trains both ways without dropout and prints by how much the logits differ. What FOLDER of
+--out has is not run again. Ours without weights is also trained with each of TRIED. It needs
+bench/requirements.txt.
 """
 
 import argparse
@@ -32,7 +33,7 @@ from trials import SEEDS, Trial
 RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4)
 FIXED = 2e-5
 SIDES = (("ours", "balanced"), ("ours", "none"), ("trainer", "none"), ("trainer", "balanced"))
-AT_FIXED = (("ours", "balanced"), ("trainer", "none"))
+AT_FIXED = (("ours", "balanced"), ("ours", "none"), ("trainer", "none"))
 TRIED = {
     "layer decay 0.9": {"optimizer.layer_decay": 0.9},
     "label smoothing 0.1": {"train.label_smoothing": 0.1},
@@ -53,7 +54,7 @@ def trial(
     settings = {"optimizer.lr": lr, "train.class_weights": weights, "train.precision": precision}
     if by == "trainer":
         settings["speed.padding"] = "free"
-    name = "-".join([trials.named(weights, lr), *tried.split()])
+    name = "-".join([trials.named(weights, lr), *tried.split(), *["fp32"] * (precision == "fp32")])
     return Trial(data, name, seed, settings | TRIED.get(tried, {}), by=by)
 
 
@@ -84,24 +85,26 @@ def check(args: argparse.Namespace) -> None:
         )
 
 
-def best_rate(done: dict, data: str, weights: str, seed: int) -> float:
+def best_rate(done: dict, data: str, weights: str, seed: int, precision: str) -> float:
     """The rate of the highest F1 macro on validation of one seed."""
 
     def value(lr: float) -> float:
-        row = done[trial(data, "ours", weights, lr, seed).key]
+        row = done[trial(data, "ours", weights, lr, seed, precision=precision).key]
         return by_f1(row["epochs"])["validation"]["f1_macro"]
 
     return max(RATES, key=value)
 
 
-def compare(done: dict, data: str, seeds: Sequence[int]) -> None:
+def compare(args: argparse.Namespace, done: dict, data: str) -> None:
     """The scores of each side at its best rate and at 2e-5, and ours beside Trainer's."""
+    seeds = args.seeds
 
     def rows(by: str, weights: str, lr: float, tried: str = "") -> list[dict]:
-        keys = [trial(data, by, weights, lr, s, tried).key for s in seeds]
-        return [done[k] for k in keys] if all(k in done for k in keys) else []
+        some = [trial(data, by, weights, lr, s, tried, precision=args.precision) for s in seeds]
+        return [done[t.key] for t in some] if all(t.key in done for t in some) else []
 
-    rates = {w: best_rate(done, data, w, seeds[0]) for w in ("balanced", "none")}
+    weightings = ("balanced", "none")
+    rates = {w: best_rate(done, data, w, seeds[0], args.rates_in) for w in weightings}
     print(f"\n{data}, {len(seeds)} seeds\n")
     print("| | rate | F1 positive | macro-F1 | with the threshold: positive | macro |")
     print("|---|---|---|---|---|---|")
@@ -140,14 +143,15 @@ def compare(done: dict, data: str, seeds: Sequence[int]) -> None:
 def run(args: argparse.Namespace, names: Sequence[str]) -> None:
     """Train what is missing, a seed of all sides after the other."""
 
-    def train(wanted: Sequence[tuple]) -> None:
-        some = [trial(*one, precision=args.precision) for one in wanted]
+    def train(wanted: Sequence[tuple], precision: str = args.precision) -> None:
+        some = [trial(*one, precision=precision) for one in wanted]
         trials.run(some, args.out, args.model, args.epochs, args.jobs)
 
     first, weightings = args.seeds[0], ("balanced", "none")
-    train([(d, "ours", w, lr, first) for lr in RATES for d in names for w in weightings])
+    searched = [(d, "ours", w, lr, first) for lr in RATES for d in names for w in weightings]
+    train(searched, args.rates_in)
     done = trials.outcomes(args.out)
-    rates = {(d, w): best_rate(done, d, w, first) for d in names for w in weightings}
+    rates = {(d, w): best_rate(done, d, w, first, args.rates_in) for d in names for w in weightings}
     for d in names:
         train(
             [(d, *side, rates[d, side[1]], seed) for seed in args.seeds for side in SIDES]
@@ -167,9 +171,11 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=5)
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--precision", default="bf16", choices=("bf16", "fp32"))
+    parser.add_argument("--rates-in", choices=("bf16", "fp32"))
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
+    args.rates_in = args.rates_in or args.precision
     names = trials.prepare_data(args.data, args.out, args.lang)
     if args.check:
         return check(args)
@@ -177,7 +183,7 @@ def main() -> None:
         run(args, names)
     done = trials.outcomes(args.out)
     for data in names:
-        compare(done, data, args.seeds)
+        compare(args, done, data)
 
 
 if __name__ == "__main__":

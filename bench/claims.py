@@ -173,7 +173,7 @@ def time_all(args: argparse.Namespace, names: Sequence[str]) -> None:
                 with open(path, "a", encoding="utf-8") as file:
                     file.write(line.strip().splitlines()[-1] + "\n")
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    lines = [line for line in lines if line["precision"] == args.precision]
+    lines = [line for line in lines if line.get("precision", "bf16") == args.precision]
     print("\n| one epoch and an evaluation | set | s | less than the old way | peak GiB | less |")
     print("|---|---|---|---|---|---|")
     for data in names:

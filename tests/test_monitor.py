@@ -16,6 +16,7 @@ from test_history import JUNK, LONG, UMLAUT
 
 import monitor
 import runlog
+from errors import printable
 
 LIMIT_S = 60  # a monitor that takes longer hangs: the test fails
 PROGRAM = Path(monitor.__file__).resolve()
@@ -43,7 +44,18 @@ def test_a_run_is_found_by_its_name_below_runs(tmp_path, capsys, monkeypatch):
     assert monitor.main(["--compare", "one", "runs/one"]) == 64, "named twice"
     assert "is named twice" in capsys.readouterr().err
     shutil.copytree(make_run(tmp_path, as_lines(START), "other"), tmp_path / "one")
-    assert "0.7321" not in once("one", capsys), "control: a folder that is there is meant"
+    assert "0.7321" not in once("one", capsys), "control: the run that is there is meant"
+    shutil.rmtree(tmp_path / "one")
+    (tmp_path / "one").mkdir()
+    assert "0.7321" in once("one", capsys), "but no other folder"
+    for name, places in (
+        ("a" * 300, ("a" * 300, f"runs/{'a' * 300}")),
+        ("../one", ("../one",)),
+        ("none", ("none", "runs/none")),
+    ):
+        assert monitor.main([name, "--once"]) == 66
+        told = " or ".join(printable(f"{place}/metrics.jsonl", 200) for place in places)
+        assert capsys.readouterr().err == f"no run: there is no {told}\n"
 
 
 def test_a_log_that_cannot_be_read_is_66(tmp_path, capsys, monkeypatch):
