@@ -195,6 +195,28 @@ def test_two_processes_stopped_and_resumed_give_the_same_bytes(small):
     assert tiny.outcome(runs / "two-stopped") == tiny.outcome(runs / "two")
 
 
+@pytest.mark.dist
+def test_every_rank_tells_how_a_run_that_never_goes_on_would(small):
+    """The script shows what the first rank to end says."""
+    given = [*arguments(small, "never-two"), "run.resume=never"]
+    told = tiny.run_ranks(2, told_at_the_end, given, 1)
+    assert told[0] == told[1] and len(told[0]) == 1
+    assert told[0][0].endswith(" with run.resume=auto run.name=never-two to go on")
+
+
+def told_at_the_end(given: list[str], stop: int) -> list[str]:
+    """What a rank says when it is stopped."""
+    told, end = [], train.end
+
+    def noted(error, console) -> int:
+        told.append(error.message)
+        return end(error, console)
+
+    train.end = noted
+    tiny.run(given, stop)
+    return told
+
+
 def test_patience_and_best_score_survive_a_stop(small):
     changes = {"evaluation__every": 1, "evaluation__patience": 2, "optimizer__lr": 1e-9}
     assert tiny.run(arguments(small, "patient", **changes)) == 0
