@@ -21,8 +21,7 @@ from files import open_regular
 
 KINDS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 KINDS |= {".parquet": "parquet", ".txt": "text"}
-# What kind_of calls csv is read as csv; where its header is parted by semicolons alone, as Excel
-# writes it where numbers have a comma.
+# "csv;" is a .csv file whose header has semicolons: so Excel writes it where numbers have a comma.
 DELIMITERS = {"csv": ",", "tsv": "\t", "csv;": ";"}
 MAX_FIELD = 1 << 24  # characters of one cell or line; a longer one is broken quoting
 # Characters kept of a text: 8 for each of the 8,192 ids kept of it. A million take TF-IDF half a

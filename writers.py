@@ -50,7 +50,7 @@ class Writer:
 
 
 class DelimitedWriter(Writer):
-    """CSV and TSV."""
+    """CSV, parted by commas or semicolons, and TSV."""
 
     def __init__(self, kind: str, file: IO[str], table: Table, columns: Mapping[str, type]):
         super().__init__(kind, file, table, columns)

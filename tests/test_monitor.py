@@ -45,6 +45,8 @@ def test_a_run_is_found_by_its_name_below_runs(tmp_path, capsys, monkeypatch):
     assert "is named twice" in capsys.readouterr().err
     shutil.copytree(make_run(tmp_path, as_lines(START), "other"), tmp_path / "one")
     assert "0.7321" not in once("one", capsys), "control: the run that is there is meant"
+    assert monitor.main(["../one", "--once"]) == 66, "runs/../one is not below runs/"
+    capsys.readouterr()
     shutil.rmtree(tmp_path / "one")
     (tmp_path / "one").mkdir()
     assert "0.7321" in once("one", capsys), "but no other folder"

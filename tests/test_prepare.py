@@ -101,3 +101,4 @@ def test_check_does_not_import_scikit_learn_once_the_data_is_cached(small):
     root = Path(prepare.__file__).parent
     done = subprocess.run(command, cwd=root, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "0 False", done.stdout + done.stderr
+    assert "positive label '1'\n" in done.stdout + done.stderr

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -124,6 +125,9 @@ def test_stopped_and_resumed_gives_the_same_bytes(small, plain, stops):
     assert tiny.outcome(small / "runs" / name) == tiny.outcome(plain)
     kept = (small / "runs" / name / "train.log").read_text()
     assert "run the same command to go on" in kept and "Traceback" not in kept
+    assert kept.count("  positive label '1'\n") == len(
+        re.findall("^run .*(?:new|going on)", kept, re.M)
+    )
 
 
 def test_what_never_goes_on_is_told_how_it_would(small, capfd):
